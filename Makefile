@@ -1,0 +1,24 @@
+# make bench: the main job.  make test: the tests.  make lint: style and types.  Each sets up .venv first.
+.PHONY: bench test lint
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+RUN := .venv/bin/python
+
+bench: .venv/ready
+	$(RUN) -m bench.run
+
+test: .venv/ready
+	OMP_WAIT_POLICY=PASSIVE $(RUN) -m pytest
+
+lint: .venv/ready
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+# Made anew whenever the requirements change
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, %s is %s; name one: make PYTHON=/path/to/python3.11" % (sys.executable, sys.version.split()[0]))'
+	$(PYTHON) -m venv --clear .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
