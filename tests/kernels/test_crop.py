@@ -1,0 +1,320 @@
+"""The crop against OpenCV 4 (bit for bit) and against bilinear interpolation written as plain numpy."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from kernels import RaggedImages, crop_faces
+
+MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
+STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
+
+
+def similarity(center, side, degrees, size):
+    """Image -> crop: the centre to size / 2, the side to size, content turned counter-clockwise."""
+    angle = np.deg2rad(degrees)
+    linear = size / side * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    return np.column_stack([linear, size / 2 - linear @ np.asarray(center, dtype=np.float64)])
+
+
+def warp(image, matrix, size, flip):
+    source = np.ascontiguousarray(image[:, ::-1]) if flip else image
+    return cv2.warpAffine(
+        source, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0
+    )
+
+
+def bilinear(image, matrix, size, flip):
+    """Real-valued interpolation in float64, zero outside."""
+    source = image[:, ::-1] if flip else image
+    height, width, _ = source.shape
+    inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]
+    jj, ii = np.meshgrid(np.arange(size), np.arange(size))
+    x, y = (inverse[k, 0] * jj + inverse[k, 1] * ii + inverse[k, 2] for k in (0, 1))
+    x0, y0 = np.floor(x).astype(int), np.floor(y).astype(int)
+    out = np.zeros((size, size, 3))
+    for dy in (0, 1):
+        for dx in (0, 1):
+            tx, ty = x0 + dx, y0 + dy
+            weight = (1 - abs(x - tx)) * (1 - abs(y - ty)) * ((tx >= 0) & (tx < width) & (ty >= 0) & (ty < height))
+            out += weight[..., None] * source[ty.clip(0, height - 1), tx.clip(0, width - 1)]
+    return out
+
+
+def crop(images, index, matrices, flips, device="cpu", **options):
+    return crop_faces(
+        images.to(device),
+        torch.as_tensor(index, device=device),
+        torch.as_tensor(np.stack(matrices), device=device),
+        torch.as_tensor(flips, device=device),
+        **options,
+    )
+
+
+def levels(batch):
+    """(B, 3, S, S) tensor -> (B, S, S, 3) array."""
+    return batch.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def random_cases(count, seed, size, limit=60):
+    """Images of odd sizes; crops inside, across and outside their border, enlarged, reduced, turned and flipped."""
+    rng = np.random.default_rng(seed)
+    images, matrices, flips = [], [], []
+    for i in range(count):
+        height, width = rng.integers(20, 400, 2)
+        images.append(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        center = rng.uniform(-0.2, 1.2, 2) * (width, height)
+        side = np.exp(rng.uniform(np.log(8), np.log(900)))
+        matrices.append(similarity(center, side, rng.uniform(-limit, limit) * (i % 3 > 0), size))
+        flips.append(bool(i % 2))
+    return images, matrices, flips
+
+
+def ragged(images):
+    return RaggedImages.from_images([torch.from_numpy(image) for image in images])
+
+
+@pytest.mark.parametrize(("size", "count"), [(64, 120), (192, 40), (256, 40)])
+def test_opencv4_mode_gives_the_bytes_of_warp_affine(size, count):
+    images, matrices, flips = random_cases(count, size, size)
+    got = levels(
+        crop(
+            ragged(images), range(count), matrices, flips, size=size, mode="opencv4", dtype=torch.uint8, normalize=False
+        )
+    )
+    for i in range(count):
+        np.testing.assert_array_equal(got[i], warp(images[i], matrices[i], size, flips[i]), err_msg=f"case {i}")
+
+
+@pytest.mark.parametrize("kind", ["plain", "rotated", "scaled", "border", "sheared", "thumbnail"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_opencv4_mode_gives_the_bytes_of_warp_affine_on_each_kind_of_map(kind, flip):
+    rng = np.random.default_rng(5)
+    image = rng.integers(0, 256, (661, 1024, 3), dtype=np.uint8)
+    size = 64 if kind == "thumbnail" else 256
+    for _ in range(6):
+        center, side = rng.uniform(250, 400, 2), rng.uniform(80, 300)
+        matrix = {
+            "plain": similarity(center, side, 0, 256),
+            "rotated": similarity(center, side, rng.uniform(-180, 180), 256),
+            "scaled": similarity(center, side * rng.choice([0.1, 0.75, 1.25, 4.0]), 0, 256),
+            "border": similarity(center - 380, side, 30, 256),
+            "sheared": similarity(center, side, 20, 256) + rng.normal(0, 0.2, (2, 3)),
+            "thumbnail": similarity(center, 2000.0, 45, size),  # so much of the image for so few pixels is gathered
+        }[kind]
+        got = crop(
+            ragged([image]), [0], [matrix], [flip], size=size, mode="opencv4", dtype=torch.uint8, normalize=False
+        )
+        np.testing.assert_array_equal(levels(got)[0], warp(image, matrix, size, flip))
+
+
+def test_opencv4_mode_gives_the_bytes_of_warp_affine_on_real_faces(wflw_samples):
+    rng = np.random.default_rng(6)
+    for path in sorted((wflw_samples / "wflw_mini" / "WFLW_images").rglob("*.jpg")):
+        image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+        height, width, _ = image.shape
+        matrices = [
+            similarity(rng.uniform(0, 1, 2) * (width, height), rng.uniform(60, 700), rng.uniform(-60, 60), 256)
+            for _ in range(12)
+        ]
+        flips = [i % 2 == 0 for i in range(12)]
+        got = crop(ragged([image]), [0] * 12, matrices, flips, mode="opencv4", dtype=torch.uint8, normalize=False)
+        for i in range(12):
+            np.testing.assert_array_equal(levels(got)[i], warp(image, matrices[i], 256, flips[i]))
+
+
+@pytest.mark.parametrize("size", [64, 256])
+def test_exact_mode_is_real_valued_bilinear_interpolation(size):
+    images, matrices, flips = random_cases(24, 11 + size, size)
+    got = levels(crop(ragged(images), range(24), matrices, flips, size=size, normalize=False))
+    rounded = levels(crop(ragged(images), range(24), matrices, flips, size=size, normalize=False, dtype=torch.uint8))
+    for i in range(24):
+        want = bilinear(images[i], matrices[i], size, flips[i])
+        # positions in float32: 2e-5 px of noise as steep as noise can be
+        assert np.abs(got[i] - want).max() < 0.02
+        assert np.abs(rounded[i] - want).max() < 0.52
+
+
+def test_the_gather_and_the_cuts_are_the_same_function():
+    from kernels import crop as module
+
+    images, matrices, flips = random_cases(40, 21, 96)
+    matrix = torch.as_tensor(np.stack(matrices))
+    faces = module._Faces(ragged(images), torch.arange(40), module._inverse(matrix), torch.as_tensor(flips))
+    assert torch.equal(module._opencv4(faces, 96).float(), module._by_face(faces, 96, "opencv4"))
+    assert (module._exact(faces, 96) - module._by_face(faces, 96, "exact")).abs().max() < 0.02
+
+
+def test_exact_mode_stays_near_opencv4():
+    image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8), (0, 0), 2)
+    matrix = similarity((200, 150), 180, 25, 256)
+    exact = levels(crop(ragged([image]), [0], [matrix], [False], normalize=False))
+    assert np.abs(exact[0] - warp(image, matrix, 256, False)).max() < 4  # 1/32 px of a slope, and rounding
+
+
+@pytest.mark.parametrize("mode", ["exact", "opencv4"])
+def test_a_region_gives_what_the_whole_image_gives(mode):
+    rng = np.random.default_rng(9)
+    image = rng.integers(0, 256, (400, 500, 3), dtype=np.uint8)
+    left, top, width, height = 90, 60, 310, 300
+    region = np.ascontiguousarray(image[top : top + height, left : left + width])
+    # Two regions in one buffer behind a gap, so that offsets count
+    pixels = np.concatenate([np.zeros(7, np.uint8), region.reshape(-1), np.zeros(5, np.uint8), image.reshape(-1)])
+    both = RaggedImages(
+        pixels=torch.from_numpy(pixels),
+        offset=torch.tensor([7, 12 + region.size]),
+        height=torch.tensor([height, 400]),
+        width=torch.tensor([width, 500]),
+        origin=torch.tensor([[left, top], [0, 0]]),
+        full_width=torch.tensor([500, 500]),
+    )
+    for case in range(20):
+        flip = case % 2 == 1
+        center = rng.uniform(220, 260), rng.uniform(190, 220)
+        if flip:
+            center = 500 - 1 - center[0], center[1]
+        matrix = similarity(center, rng.uniform(60, 150), rng.uniform(-60, 60), 64)
+        from_region, from_image = crop(both, [0, 1], [matrix] * 2, [flip] * 2, size=64, mode=mode, normalize=False)
+        if mode == "opencv4":
+            assert torch.equal(from_region, from_image)
+        else:
+            assert (from_region - from_image).abs().max() < 0.02
+
+
+def test_outside_a_region_all_is_zero():
+    image = np.full((50, 60, 3), 200, dtype=np.uint8)
+    for center in ((-500, 20), (20, 4000), (1e7, -1e7)):
+        for mode in ("exact", "opencv4"):
+            for flip in (False, True):
+                got = crop(
+                    ragged([image]), [0], [similarity(center, 40, 10, 64)], [flip], mode=mode, normalize=False, size=64
+                )
+                assert got.abs().max() == 0
+
+
+@pytest.mark.parametrize("mode", ["exact", "opencv4"])
+def test_a_batch_gives_what_each_face_gives_alone(mode):
+    count = 70  # more than one chunk of 64 px crops
+    images, matrices, flips = random_cases(count, 33, 64)
+    together = crop(ragged(images), range(count), matrices, flips, size=64, mode=mode)
+    assert together.shape == (count, 3, 64, 64)
+    for i in (0, 31, 32, 69):
+        alone = crop(ragged([images[i]]), [0], [matrices[i]], [flips[i]], size=64, mode=mode)
+        assert torch.equal(alone[0], together[i])
+
+
+def test_opencv4_normalisation_is_the_formula_bit_for_bit():
+    images, matrices, flips = random_cases(8, 2, 64)
+    got = levels(crop(ragged(images), range(8), matrices, flips, size=64, mode="opencv4"))
+    for i in range(8):
+        pixels = warp(images[i], matrices[i], 64, flips[i]).astype(np.float32)
+        want = (pixels / np.float32(255) - MEAN) / STD
+        np.testing.assert_array_equal(got[i], want)
+
+
+def test_exact_normalisation_is_the_formula():
+    images, matrices, flips = random_cases(8, 3, 64)
+    raw = levels(crop(ragged(images), range(8), matrices, flips, size=64, normalize=False))
+    got = levels(crop(ragged(images), range(8), matrices, flips, size=64))
+    np.testing.assert_array_equal(got, (raw / np.float32(255) - MEAN) / STD)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes_are_casts_of_float32(dtype):
+    images, matrices, flips = random_cases(4, 4, 64)
+    full = crop(ragged(images), range(4), matrices, flips, size=64, mode="opencv4")
+    cast = crop(ragged(images), range(4), matrices, flips, size=64, mode="opencv4", dtype=dtype)
+    assert cast.dtype == dtype
+    assert torch.equal(cast, full.to(dtype))
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_the_output_is_channels_last_and_a_fourth_channel_is_zero(channels):
+    images, matrices, flips = random_cases(5, 8, 64)
+    got = crop(ragged(images), range(5), matrices, flips, size=64, channels=channels)
+    assert got.shape == (5, channels, 64, 64)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(got[:, :3], crop(ragged(images), range(5), matrices, flips, size=64))
+    assert got[:, 3:].abs().sum() == 0
+
+
+def test_images_may_be_views_into_a_larger_buffer():
+    stack = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (3, 40, 50, 3), dtype=np.uint8))
+    matrix = similarity((25, 20), 30, 15, 64)
+    got = crop(RaggedImages.from_images([stack[2]]), [0], [matrix], [False], size=64, mode="opencv4", normalize=False)
+    np.testing.assert_array_equal(levels(got)[0], warp(stack[2].numpy(), matrix, 64, False))
+    turned = crop(
+        RaggedImages.from_images([stack[2].flip(1)]), [0], [matrix], [True], size=64, mode="opencv4", normalize=False
+    )
+    assert torch.equal(turned, got)
+
+
+def test_an_empty_batch_gives_an_empty_batch():
+    image = torch.zeros(4, 4, 3, dtype=torch.uint8)
+    got = crop_faces(
+        RaggedImages.from_images([image]),
+        torch.zeros(0, dtype=torch.int64),
+        torch.zeros(0, 2, 3, dtype=torch.float64),
+        torch.zeros(0, dtype=torch.bool),
+    )
+    assert got.shape == (0, 3, 256, 256)
+
+
+def test_bad_input_is_refused_in_words():
+    images = RaggedImages.from_images([torch.zeros(8, 9, 3, dtype=torch.uint8)])
+    index, flip = torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.bool)
+    matrix = torch.as_tensor(np.stack([similarity((4, 4), 8, 0, 64)] * 2))
+    good = {"images": images, "index": index, "matrix": matrix, "flip": flip, "size": 64}
+    crop_faces(**good)
+    for change, error, words in (
+        ({"mode": "cubic"}, ValueError, "mode is 'cubic'; wanted one of 'exact', 'opencv4'"),
+        ({"impl": "triton"}, NotImplementedError, "not written yet"),
+        ({"channels": 1}, ValueError, "channels is 1; wanted one of 3, 4"),
+        ({"dtype": torch.int32}, ValueError, "dtype is torch.int32"),
+        ({"dtype": torch.uint8}, ValueError, "normalize=False"),
+        ({"size": 0}, ValueError, "size is 0"),
+        ({"matrix": matrix.float()}, TypeError, "matrix is torch.float32; wanted torch.float64"),
+        ({"matrix": matrix[:1]}, ValueError, r"matrix has shape \(1, 2, 3\); wanted \(2, 2, 3\)"),
+        ({"matrix": matrix * float("nan")}, ValueError, "matrix holds a value that is not finite"),
+        ({"flip": flip.long()}, TypeError, "flip is torch.int64; wanted torch.bool"),
+        ({"index": index + 1}, IndexError, "index holds 1 to 1; wanted 0 to 0"),
+        ({"index": index - 1}, IndexError, "index holds -1 to -1"),
+        ({"flip": flip.to("meta")}, ValueError, "flip is on meta, index on cpu"),
+        ({"images": images._replace(height=images.height + 1)}, ValueError, "outside images.pixels, which holds 216"),
+        ({"images": images._replace(pixels=images.pixels[::2])}, ValueError, "images.pixels has stride 2"),
+        ({"images": images._replace(pixels=images.pixels.float())}, TypeError, "images.pixels is torch.float32"),
+    ):
+        with pytest.raises(error, match=words):
+            crop_faces(**{**good, **change})
+    with pytest.raises(TypeError, match=r"image 1 is torch\.float32; wanted a uint8 tensor"):
+        RaggedImages.from_images([torch.zeros(4, 4, 3, dtype=torch.uint8), torch.zeros(4, 4, 3)])
+    with pytest.raises(ValueError, match=r"image 0 has shape \(4, 4\); wanted \(H, W, 3\)"):
+        RaggedImages.from_images([torch.zeros(4, 4, dtype=torch.uint8)])
+    with pytest.raises(ValueError, match="no images"):
+        RaggedImages.from_images([])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(
+    "options", [{"normalize": False, "dtype": torch.uint8}, {}, {"dtype": torch.bfloat16, "channels": 4}]
+)
+def test_opencv4_mode_gives_the_same_bits_on_cuda(options):
+    images, matrices, flips = random_cases(60, 77, 192)
+    on_cpu, on_cuda = (
+        crop(ragged(images), range(60), matrices, flips, device, size=192, mode="opencv4", **options).cpu()
+        for device in ("cpu", "cuda")
+    )
+    assert torch.equal(on_cpu, on_cuda)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_exact_mode_agrees_on_cuda():
+    images, matrices, flips = random_cases(60, 78, 192)
+    on_cpu, on_cuda = (
+        crop(ragged(images), range(60), matrices, flips, device, size=192, normalize=False).cpu()
+        for device in ("cpu", "cuda")
+    )
+    assert (on_cpu - on_cuda).abs().max() < 0.02

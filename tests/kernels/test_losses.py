@@ -1,0 +1,398 @@
+"""The losses against their formulas, written here once more, one number at a time, in Python's float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from kernels import adaptive_wing_loss, smooth_l1_loss, soft_wing_loss, wing_loss, wing_loss_and_grad
+
+LOSSES = {
+    "wing": wing_loss,
+    "soft_wing": soft_wing_loss,
+    "smooth_l1": smooth_l1_loss,
+    "adaptive_wing": adaptive_wing_loss,
+}
+OUTER_KINK = {"wing": 10.0, "soft_wing": 2.0, "smooth_l1": 1.0, "adaptive_wing": 0.5}
+
+
+def value_and_slopes(name: str, d: float, t: float = 0.0) -> tuple[float, float, float]:
+    """(loss, d loss / d pred, d loss / d target) of one element, d = pred - target, with the default parameters."""
+    a = abs(d)
+    sign = (d > 0) - (d < 0)
+    if name == "wing":
+        constant = 10.0 - 10.0 * math.log(1 + 10.0 / 2.0)
+        loss, slope = (10.0 * math.log1p(a / 2.0), 10.0 / (2.0 + a)) if a < 10.0 else (a - constant, 1.0)
+        return loss, slope * sign, -slope * sign
+    if name == "soft_wing":
+        constant = 2.0 - 20.0 * math.log(1 + 2.0 / 0.5)
+        loss, slope = (a, 1.0) if a < 2.0 else (20.0 * math.log1p(a / 0.5) + constant, 20.0 / (0.5 + a))
+        return loss, slope * sign, -slope * sign
+    if name == "smooth_l1":
+        loss, slope = (0.5 * a * a, a) if a < 1.0 else (a - 0.5, 1.0)
+        return loss, slope * sign, -slope * sign
+    omega, theta, epsilon, alpha = 14.0, 0.5, 1.0, 2.1
+    e = alpha - t
+    if a == 0:
+        return 0.0, 0.0, 0.0
+    if a < theta:
+        q = (a / epsilon) ** e
+        slope = omega / (1 + q) * e * (a / epsilon) ** (e - 1) / epsilon
+        by_exponent = omega / (1 + q) * q * math.log(a / epsilon)
+        return omega * math.log1p(q), slope * sign, -slope * sign - by_exponent
+    r = theta / epsilon
+    q = r**e
+    big_a = omega * (1 / (1 + q)) * e * r ** (e - 1) / epsilon
+    big_c = theta * big_a - omega * math.log1p(q)
+    # dA/de and dC/de by the product rule; q' = q ln r
+    log_r = math.log(r)
+    da = omega / epsilon * (r ** (e - 1) * (1 + e * log_r) / (1 + q) - e * r ** (e - 1) * q * log_r / (1 + q) ** 2)
+    dc = theta * da - omega * q * log_r / (1 + q)
+    return big_a * a - big_c, big_a * sign, -big_a * sign - (a * da - dc)
+
+
+def expected(name, pred, target, weight, reduction, weighting):
+    """Loss and gradients of pred, target and weight, by plain loops over float64 lists."""
+    flat_w = torch.ones_like(pred) if weight is None else weight.expand_as(pred)
+    triples = zip(pred.flatten().tolist(), target.flatten().tolist(), flat_w.flatten().tolist(), strict=True)
+    losses, by_pred, by_target, by_weight = [], [], [], []
+    for p, t, w in triples:
+        if weighting == "input":
+            loss, dp, dt = value_and_slopes(name, w * (p - t), w * t)  # w p - w t, without its cancellation
+            losses.append(loss)
+            by_pred.append(dp * w)
+            by_target.append(dt * w)
+            by_weight.append(dp * (p - t) + (dp + dt) * t)
+        else:
+            loss, dp, dt = value_and_slopes(name, p - t, t)
+            losses.append(w * loss)
+            by_pred.append(w * dp)
+            by_target.append(w * dt)
+            by_weight.append(loss)
+    factor = {"none": 1.0, "sum": 1.0, "mean": 1 / pred.numel(), "batchmean": 1 / pred.shape[0]}[reduction]
+
+    def as_tensor(values):
+        return torch.tensor(values, dtype=torch.float64).view(pred.shape) * factor
+
+    loss = as_tensor(losses)
+    return (loss if reduction == "none" else loss.sum()), as_tensor(by_pred), as_tensor(by_target), as_tensor(by_weight)
+
+
+def face_like(name: str, unit: str, dtype=torch.float64):
+    """Predictions and targets with both branches, both signs, exact zeros and exact kinks among them."""
+    generator = torch.Generator().manual_seed(7)
+    scale = {"fraction": 1.0, "pixels": 256.0}[unit]
+    target = torch.rand(5, 98, 2, generator=generator, dtype=torch.float64) * scale
+    if name == "adaptive_wing":
+        target = target / scale  # its exponent, alpha - target, is made for targets of 0 to 1
+    pred = target + torch.randn(5, 98, 2, generator=generator, dtype=torch.float64) * scale * 0.06
+    kink = OUTER_KINK[name]
+    target[0, :4, 0] = torch.tensor([0.0, 0.5, 0.25, 0.75])
+    pred[0, :4, 0] = target[0, :4, 0] + torch.tensor([kink, -kink, 0.0, kink])  # sums that are exact in binary
+    return pred.to(dtype), target.to(dtype)
+
+
+WEIGHTS = {
+    "none": None,
+    "ones": torch.ones(5, 98, 2, dtype=torch.float64),
+    "0/1 mask": (torch.arange(5 * 98).view(5, 98, 1) % 3 > 0).double(),
+    "fractional per landmark": torch.linspace(0.0, 1.7, 98, dtype=torch.float64).view(98, 1),
+    "one number": torch.tensor(0.5, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("unit", ["fraction", "pixels"])  # the default wing never leaves its logarithm on fractions
+@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize("weighting", ["input", "loss"])
+def test_loss_and_gradients_equal_the_formula_in_float64(name, unit, weight, weighting):
+    pred, target = face_like(name, unit)
+    leaves = [pred.requires_grad_(), target.requires_grad_()]
+    w = WEIGHTS[weight]
+    if w is not None:
+        w = w.clone().requires_grad_()
+        leaves.append(w)
+    for reduction in ("none", "sum", "mean", "batchmean"):
+        loss = LOSSES[name](pred, target, w, reduction=reduction, weighting=weighting)
+        gradients = torch.autograd.grad(loss.sum(), leaves)
+        want_loss, *want = expected(name, pred.detach(), target.detach(), w, reduction, weighting)
+        torch.testing.assert_close(loss.detach(), want_loss, rtol=1e-12, atol=0)
+        # atol only for the sums by which a gradient cancels to almost 0 (the adaptive wing's target, a shared weight)
+        size = max(1.0, float(want[1].abs().max()))
+        torch.testing.assert_close(gradients[0], want[0], rtol=1e-12, atol=0)
+        torch.testing.assert_close(gradients[1], want[1], rtol=1e-12, atol=1e-13 * size)
+        if w is not None:
+            by_weight = want[2].sum_to_size(w.shape)
+            torch.testing.assert_close(gradients[2], by_weight, rtol=1e-12, atol=1e-12 * float(by_weight.abs().max()))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_outer_branch_applies_exactly_at_the_threshold(name):
+    target = torch.zeros(3, dtype=torch.float64)
+    kink = OUTER_KINK[name]
+    below = math.nextafter(kink, 0.0)
+    pred = torch.tensor([kink, -kink, below], dtype=torch.float64, requires_grad=True)
+    LOSSES[name](pred, target, reduction="sum").backward()
+    outer = {"wing": 1.0, "soft_wing": 20.0 / 2.5, "smooth_l1": 1.0, "adaptive_wing": value_and_slopes(name, kink)[1]}
+    inner = {"wing": 10.0 / 12.0, "soft_wing": 1.0, "smooth_l1": 1.0, "adaptive_wing": outer["adaptive_wing"]}
+    want = torch.tensor([outer[name], -outer[name], inner[name]], dtype=torch.float64)
+    torch.testing.assert_close(pred.grad, want, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("target_value", [0.0, 0.5, 1.0, 1.2, 2.0])  # from 1.1 on |d|^(alpha - y) has no slope at 0
+def test_no_error_gives_no_loss_and_zero_finite_gradients(name, target_value):
+    pred = torch.full((4,), target_value, dtype=torch.float64, requires_grad=True)
+    target = torch.full((4,), target_value, dtype=torch.float64, requires_grad=True)
+    weight = torch.full((4,), 1.0, dtype=torch.float64, requires_grad=True)
+    loss = LOSSES[name](pred, target, weight, reduction="sum")
+    gradients = torch.autograd.grad(loss, (pred, target, weight))
+    assert loss.item() == 0.0
+    assert all(torch.equal(g, torch.zeros(4, dtype=torch.float64)) for g in gradients)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("weighting", ["input", "loss"])
+def test_masked_entries_give_exactly_zero_and_leave_the_denominator_alone(name, weighting):
+    pred = torch.tensor([[3.0, 1e30], [-0.3, 0.2]], requires_grad=True)
+    target = torch.tensor([[1.0, -1e30], [0.1, 0.2]], requires_grad=True)
+    weight = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    loss = LOSSES[name](pred, target, weight, reduction="none", weighting=weighting)
+    mean = LOSSES[name](pred, target, weight, reduction="mean", weighting=weighting)
+    by_pred, by_target = torch.autograd.grad(mean, (pred, target))
+    assert loss[0].tolist() == [0.0, 0.0]
+    assert by_pred[0].tolist() == [0.0, 0.0]
+    assert by_target[0].tolist() == [0.0, 0.0]
+    torch.testing.assert_close(mean, loss.sum() / 4)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_nan_stays_nan_in_loss_and_gradient_and_harms_no_neighbour(name, dtype):
+    pred = torch.tensor([float("nan"), 0.25, float("nan")], dtype=dtype, requires_grad=True)
+    target = torch.tensor([0.5, 0.5, float("nan")], dtype=dtype)
+    loss = LOSSES[name](pred, target, reduction="none")
+    loss.sum().backward()
+    assert loss.isnan().tolist() == [True, False, True]
+    assert pred.grad.isnan().tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "slope"), [("wing", 1.0), ("soft_wing", 0.0), ("smooth_l1", 1.0), ("adaptive_wing", None)]
+)
+def test_an_infinite_error_has_the_gradient_of_a_large_one(name, slope):
+    pred = torch.tensor([math.inf, -math.inf], requires_grad=True)
+    loss = LOSSES[name](pred, torch.zeros(2), reduction="none")
+    loss.sum().backward()
+    slope = value_and_slopes(name, 1e6)[1] if slope is None else slope
+    assert loss.tolist() == [math.inf, math.inf]
+    torch.testing.assert_close(pred.grad, torch.tensor([slope, -slope]))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("pred_dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("target_dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_any_mix_of_dtypes_is_computed_in_float32_or_float64(name, pred_dtype, target_dtype):
+    pred, target = face_like(name, "fraction")
+    pred, target = pred.to(pred_dtype).requires_grad_(), target.to(target_dtype)
+    weight = torch.linspace(0, 1, 98).view(98, 1).to(torch.float16)
+    loss = LOSSES[name](pred, target, weight, reduction="mean")
+    loss.backward()
+    wide = torch.float64 in (pred_dtype, target_dtype)
+    want = expected(name, pred.detach().double(), target.double(), weight.double(), "mean", "input")
+    assert loss.dtype == (torch.float64 if wide else torch.float32)
+    assert pred.grad.dtype == pred_dtype
+    # float32: a few roundings of 6e-8 each, more where 2.1 - y enters a power; half: the gradient's own last rounding
+    torch.testing.assert_close(loss.double(), want[0], rtol=1e-12 if wide else 1e-6, atol=0)
+    rtol, atol = {
+        torch.float16: (1e-3, 6e-8),
+        torch.bfloat16: (8e-3, 1e-30),
+        torch.float32: (1e-5, 1e-12),
+        torch.float64: (1e-12, 1e-16),
+    }[pred_dtype]
+    atol = max(atol, 0.0 if wide else 2e-11)  # float32 differences of a power near its zero
+    torch.testing.assert_close(pred.grad.double(), want[1], rtol=rtol, atol=atol)
+
+
+def test_small_errors_keep_their_digits_in_float32():
+    d = torch.tensor([1e-6, 1e-5, 1e-3], dtype=torch.float32)
+    loss = wing_loss(d, torch.zeros(3), reduction="none")
+    want = torch.tensor([10.0 * math.log1p(float(x) / 2.0) for x in d], dtype=torch.float64)
+    torch.testing.assert_close(loss.double(), want, rtol=3e-7, atol=0)  # log(1 + x) would be off by up to 11 %
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("weighting", ["input", "loss"])
+def test_first_and_second_derivatives_pass_gradcheck(name, weighting):
+    # Both branches, away from the kink and from 0, where differences mean nothing
+    kink = OUTER_KINK[name]
+    target = torch.tensor([0.2, 0.7, 0.4, 0.9], dtype=torch.float64)
+    pred = target + torch.tensor([0.6, -0.3, 2.2, -1.7], dtype=torch.float64) * kink
+    weight = torch.tensor([1.0, 0.8, 1.3, 1.0], dtype=torch.float64)
+    leaves = tuple(x.requires_grad_() for x in (pred, target, weight))
+
+    def run(p, t, w):
+        return LOSSES[name](p, t, w, reduction="mean", weighting=weighting)
+
+    assert torch.autograd.gradcheck(run, leaves)
+    assert torch.autograd.gradgradcheck(run, leaves)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_an_empty_batch_adds_nothing(name):
+    for shape in ((0, 98, 2), (3, 0, 2)):
+        pred = torch.zeros(shape, requires_grad=True)
+        for reduction in ("sum", "mean", "batchmean"):
+            loss = LOSSES[name](pred, torch.zeros(shape), reduction=reduction)
+            loss.backward()
+            assert loss.item() == 0.0
+        assert LOSSES[name](pred, torch.zeros(shape), reduction="none").shape == shape
+        assert pred.grad.shape == shape
+
+
+def test_the_default_reductions_are_the_published_ones():
+    pred, target = face_like("wing", "pixels")
+    torch.testing.assert_close(wing_loss(pred, target), wing_loss(pred, target, reduction="sum") / 5)
+    torch.testing.assert_close(soft_wing_loss(pred, target), soft_wing_loss(pred, target, reduction="sum") / 5)
+    torch.testing.assert_close(smooth_l1_loss(pred, target), torch.nn.functional.smooth_l1_loss(pred, target))
+
+
+def test_a_fractional_weight_enters_inside_the_wing_unless_it_weights_the_loss():
+    pred, target, weight = torch.tensor([8.0]), torch.tensor([0.0]), torch.tensor([0.5])
+    inside = wing_loss(pred, target, weight, reduction="sum").item()
+    outside = wing_loss(pred, target, weight, reduction="sum", weighting="loss").item()
+    assert inside == pytest.approx(10 * math.log1p(2.0), rel=1e-6)
+    assert outside == pytest.approx(5 * math.log1p(4.0), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_non_contiguous_inputs_give_the_same_loss(name):
+    pred, target = face_like(name, "pixels", torch.float32)
+    scattered = pred.permute(2, 1, 0).contiguous().permute(2, 1, 0)
+    a, b = (LOSSES[name](p, target, reduction="none") for p in (pred, scattered))
+    torch.testing.assert_close(a, b, rtol=5e-7, atol=0)  # the CPU's vector and scalar log1p may differ by an ulp
+
+
+@pytest.mark.parametrize("weighting", ["input", "loss"])
+@pytest.mark.parametrize("reduction", ["sum", "mean", "batchmean"])
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_loss_and_grad_equals_the_formula_without_a_graph(weight, reduction, weighting):
+    pred, target = face_like("wing", "pixels")
+    pred.requires_grad_()
+    w = WEIGHTS[weight]
+    loss, grad = wing_loss_and_grad(pred, target, w, reduction=reduction, weighting=weighting)
+    want_loss, want_grad, *_ = expected("wing", pred.detach(), target, w, reduction, weighting)
+    torch.testing.assert_close(loss, want_loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(grad, want_grad, rtol=1e-12, atol=0)
+    assert not loss.requires_grad
+    assert not grad.requires_grad
+
+
+@pytest.mark.parametrize("scale", [512.0, torch.tensor(512.0), torch.tensor(512.0, dtype=torch.float64)])
+def test_the_scale_multiplies_the_gradient_before_it_is_rounded(scale):
+    # 1 / 4096 of a small slope is subnormal in float16; scaled first, nothing of it is lost
+    pred = torch.full((4096, 2), 300.0, dtype=torch.float16)
+    target = torch.zeros(4096, 2)
+    weight = torch.tensor([0.01, 0.03])
+    loss, grad = wing_loss_and_grad(pred, target, weight, scale=scale, weighting="loss")
+    want = (512.0 * weight.double() / 4096).half()
+    assert grad.dtype == torch.float16
+    assert torch.equal(grad[0], want)
+    assert loss.item() == pytest.approx(wing_loss(pred, target, weight, weighting="loss").item())
+
+
+def test_loss_and_grad_keeps_nan_zero_and_infinity_apart():
+    pred = torch.tensor([math.nan, 0.0, math.inf, -math.inf, 3.0])
+    loss, grad = wing_loss_and_grad(pred, torch.zeros(5), reduction="sum")
+    assert math.isnan(loss.item())
+    assert math.isnan(grad[0].item())
+    assert grad[1:].tolist() == [0.0, 1.0, -1.0, 2.0]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_bad_input_is_refused_in_words(name):
+    loss = LOSSES[name]
+    x = torch.zeros(4, 98, 2)
+    with pytest.raises(TypeError, match=r"pred is torch.int64; wanted float16"):
+        loss(x.long(), x)
+    with pytest.raises(TypeError, match=r"target is torch.complex64"):
+        loss(x, x.to(torch.complex64))
+    with pytest.raises(TypeError, match=r"weight is torch.bool"):
+        loss(x, x, torch.ones(4, 98, 2, dtype=torch.bool))
+    with pytest.raises(TypeError, match=r"target is a list; wanted a tensor"):
+        loss(x, [0.0])
+    with pytest.raises(ValueError, match=r"pred has shape \(4, 98, 2\), target \(98, 2\); wanted equal shapes"):
+        loss(x, x[0])
+    for shape in ((4, 98), (2, 4, 98, 2), (3, 1, 1)):
+        with pytest.raises(ValueError, match=r"weight has shape .* does not broadcast to pred's \(4, 98, 2\)"):
+            loss(x, x, torch.ones(shape))
+    with pytest.raises(ValueError, match=r"target is on meta, pred on cpu; wanted one device"):
+        loss(x, x.to("meta"))
+    with pytest.raises(ValueError, match=r"reduction is 'avg'; wanted one of 'none', 'sum', 'mean', 'batchmean'"):
+        loss(x, x, reduction="avg")
+    with pytest.raises(ValueError, match=r"weighting is 'both'"):
+        loss(x, x, weighting="both")
+    with pytest.raises(ValueError, match=r"impl is 'cuda'; wanted one of 'auto', 'triton', 'reference'"):
+        loss(x, x, impl="cuda")
+    with pytest.raises(NotImplementedError, match=r"not written yet"):
+        loss(x, x, impl="triton")
+    parameter = {"wing": "omega", "soft_wing": "omega2", "smooth_l1": "beta", "adaptive_wing": "theta"}[name]
+    for value in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=rf"{parameter} is {value}; wanted a finite number greater than 0"):
+            loss(x, x, **{parameter: value})
+
+
+def test_loss_and_grad_refuses_what_has_no_single_gradient():
+    x = torch.zeros(4, 2)
+    with pytest.raises(ValueError, match="reduction is 'none'; wanted 'sum', 'mean' or 'batchmean'"):
+        wing_loss_and_grad(x, x, reduction="none")
+    with pytest.raises(ValueError, match=r"scale is a torch\.float32 tensor of shape"):
+        wing_loss_and_grad(x, x, scale=torch.ones(2))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_losses_trace_into_one_graph(name):
+    pred, target = face_like(name, "fraction", torch.float32)
+    weight = torch.rand(5, 98, 1)
+
+    # The eager backend proves that nothing breaks the graph, without a compiler's minute
+    compiled = torch.compile(lambda p, t, w: LOSSES[name](p, t, w), fullgraph=True, backend="eager")
+    assert torch.equal(compiled(pred, target, weight), LOSSES[name](pred, target, weight))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_autocast_changes_nothing(name):
+    pred, target = face_like(name, "fraction")
+    for p in (pred, pred.float(), pred.bfloat16()):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            under = LOSSES[name](p, target.to(p.dtype))
+        assert torch.equal(under, LOSSES[name](p, target.to(p.dtype)))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_transforms_and_forward_mode_agree_with_the_plain_call(name):
+    pred, target = face_like(name, "fraction")
+    plain = LOSSES[name](pred, target, reduction="none")
+    mapped = torch.func.vmap(lambda p, t: LOSSES[name](p, t, reduction="none"))(pred, target)
+    torch.testing.assert_close(mapped, plain, rtol=1e-15, atol=0)
+    gradient = torch.func.grad(lambda p: LOSSES[name](p, target, reduction="sum"))(pred)
+    _, along = torch.func.jvp(lambda p: LOSSES[name](p, target, reduction="sum"), (pred,), (torch.ones_like(pred),))
+    torch.testing.assert_close(along, gradient.sum(), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", LOSSES)
+def test_cuda_agrees_with_the_cpu_to_a_few_ulp(name):
+    pred, target = face_like(name, "pixels", torch.float32)
+    results = []
+    for device in ("cpu", "cuda"):
+        p = pred.detach().to(device).requires_grad_()
+        loss = LOSSES[name](p, target.to(device), WEIGHTS["fractional per landmark"].to(device), reduction="none")
+        loss.sum().backward()
+        results.append((loss.detach().cpu(), p.grad.cpu()))
+    # a few ulp of 1.2e-7 each; the adaptive wing takes powers, which amplify them
+    rtol = 5e-6 if name == "adaptive_wing" else 5e-7
+    for on_cpu, on_cuda in zip(*results, strict=True):
+        torch.testing.assert_close(on_cuda, on_cpu, rtol=rtol, atol=1e-7)
