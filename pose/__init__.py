@@ -1,0 +1,1 @@
+"""The landmark model: data, geometry, model, training, evaluation, prediction, checkpoints."""

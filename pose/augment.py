@@ -1,0 +1,123 @@
+"""Random flips, scales and rotations as a pure function of (seed, epoch, face).
+
+The generator is counter-based (Philox4x32-10, Salmon et al. 2011): the seed is the key, face and epoch are the counter,
+and the four words of one block are the face's four draws. So a face draws the same on any device, in any batch, worker
+or rank, and there is no state to save for a resume.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_WORD = 2**32
+_MASK = _WORD - 1
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+_INTERVALS = 2**12  # of the normal quantile's table: off by less than 1e-5 within 2 sigma
+_TAIL = 4.0  # where the table ends; the scale is clipped at 1 sigma, the rotation at 2
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What may be drawn; the defaults are the published ones, all zeros mean none.
+
+    flip: probability. scale: sigma of the factor, clipped at 1 sigma. rotation: sigma in degrees, clipped at 2 sigma,
+    applied with probability `rotation_probability`. Raises ValueError for values out of range.
+    """
+
+    flip: float = 0.5
+    scale: float = 0.25
+    rotation: float = 30.0
+    rotation_probability: float = 0.6
+
+    def __post_init__(self) -> None:
+        for name, limit in (("flip", 1.0), ("scale", 1.0), ("rotation", math.inf), ("rotation_probability", 1.0)):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and 0 <= value <= limit) or (name == "scale" and value == 1):
+                raise ValueError(f"{name} is {value}; wanted 0 to {limit:g}{' (excluded)' if name == 'scale' else ''}")
+
+
+NO_AUGMENTATION = Augmentation(flip=0.0, scale=0.0, rotation=0.0, rotation_probability=0.0)
+
+
+class Draws(NamedTuple):
+    """One value per face: flip (B,) bool; scale (B,) float64, a factor on the side; rotation (B,) float64, degrees."""
+
+    flip: Tensor
+    scale: Tensor
+    rotation: Tensor
+
+
+def draw(
+    seed: int,
+    epoch: int,
+    face: Tensor | Sequence[int],
+    device: torch.device | str = "cpu",
+    augmentation: Augmentation = Augmentation(),
+) -> Draws:
+    """Draw the augmentation of each face in `face` (B,), integers that name the faces of the training set.
+
+    seed: 0 to 2^64 - 1; epoch and faces: 0 to 2^32 - 1, else ValueError (faces on another device than a CPU are not
+    looked at). The bits are the same on CPU and CUDA: only exactly rounded operations and a table are used.
+    """
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed is {seed}; wanted 0 to 2^64 - 1")
+    if not 0 <= epoch < _WORD:
+        raise ValueError(f"epoch is {epoch}; wanted 0 to 2^32 - 1")
+    names = torch.as_tensor(face)
+    if names.dim() != 1 or names.is_floating_point() or names.is_complex() or names.dtype == torch.bool:
+        raise ValueError(f"face is {names.dtype} of shape {tuple(names.shape)}; wanted integers of shape (B,)")
+    names = names.long()
+    if names.is_cpu and len(names) and not (names.min() >= 0 and names.max() < _WORD):
+        raise ValueError(f"face holds {int(names.min())} to {int(names.max())}; wanted 0 to 2^32 - 1")
+    names = names.to(device)
+
+    zero = torch.zeros_like(names)
+    words = philox((names, zero + epoch, zero, zero), (seed & _MASK, seed >> 32))
+    flip, scale, rotation, rotate = ((word.double() + 0.5) / _WORD for word in words)  # uniform in (0, 1)
+    a = augmentation
+    angle = (a.rotation * _normal(rotation)).clamp(-2 * a.rotation, 2 * a.rotation)
+    return Draws(
+        flip=flip <= a.flip,
+        scale=(1 + a.scale * _normal(scale)).clamp(1 - a.scale, 1 + a.scale),
+        rotation=torch.where(rotate <= a.rotation_probability, angle, 0.0),
+    )
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Philox4x32-10: four int64 tensors of 32-bit words from four of counters and two words of key."""
+    even, odd = torch.stack(counter[::2]), torch.stack(counter[1::2])
+    keys = [[(k + i * step) & _MASK for k, step in zip(key, _WEYL, strict=True)] for i in range(10)]
+    multiplier = torch.tensor(_MULTIPLIERS, device=even.device).view(2, *[1] * (even.dim() - 1))
+    for round_key in torch.tensor(keys, device=even.device).view(10, *multiplier.shape):
+        # high and low word of multiplier * even, in halves: the whole product would overflow int64
+        low = multiplier * (even & 0xFFFF)
+        high = multiplier * (even >> 16) + (low >> 16)
+        low = ((high & 0xFFFF) << 16) | (low & 0xFFFF)
+        even, odd = (high >> 16).flip(0) ^ odd ^ round_key, low.flip(0)
+    return even[0], odd[0], even[1], odd[1]
+
+
+def _normal(uniform: Tensor) -> Tensor:
+    """Standard normal quantiles of values in (0, 1), clamped at +-_TAIL."""
+    table = _quantiles(uniform.device)
+    position = uniform * _INTERVALS
+    whole = position.floor()
+    left = whole.long()
+    low = table[left]
+    return low + (position - whole) * (table[left + 1] - low)
+
+
+@functools.cache
+def _quantiles(device: torch.device) -> Tensor:
+    inner = [NormalDist().inv_cdf(i / _INTERVALS) for i in range(1, _INTERVALS)]
+    return torch.tensor([-_TAIL, *inner, _TAIL], dtype=torch.float64, device=device)

@@ -1,0 +1,49 @@
+"""Errors that a user can cause, and how a command reports them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+EXIT_INPUT = 2  # the user's input is wrong, or the output cannot be written
+
+
+class InputError(Exception):
+    """Something the user can put right: its text is one sentence that names the file, line or key."""
+
+
+def refuse(title: str, problems: Sequence[str], shown: int = 20) -> NoReturn:
+    """Raise one `InputError` for all of `problems`; `title` says what they were found in.
+
+    One problem makes one sentence, several make a list of at most `shown` lines and a count of the rest.
+    """
+    if len(problems) == 1:
+        raise InputError(f"{title}: {problems[0]}")
+    lines = [f"{title}: {len(problems)} problems", *(f"  {problem}" for problem in problems[:shown])]
+    if len(problems) > shown:
+        lines.append(f"  ... and {len(problems) - shown} more")
+    raise InputError("\n".join(lines))
+
+
+def run_command(main: Callable[[], int]) -> NoReturn:
+    """Run a command's `main` and exit with its code.
+
+    What a user can put right (`InputError`, a full disk, a folder that cannot be written) is printed as one
+    sentence without a traceback, and the exit code is 2.
+    """
+    try:
+        code = main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = EXIT_INPUT
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        code = EXIT_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)

@@ -1,0 +1,48 @@
+"""Writing files so that a crash, a full disk or a second reader never meets half of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pose.errors import InputError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; it replaces `path` when the block ends, and is removed if it fails.
+
+    The content is on the disk before the name changes. Raises `InputError` when it cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def writable_folder(path: Path) -> Path:
+    """Make the folder `path` if it is missing and try to write in it: better now than after hours of work.
+
+    Raises `InputError` when it cannot be written.
+    """
+    with replacing(path / ".writable") as temporary:
+        temporary.write_bytes(b"")
+    (path / ".writable").unlink(missing_ok=True)
+    return path
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by a file with `content`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
