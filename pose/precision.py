@@ -1,0 +1,40 @@
+"""Number formats of the forward and backward pass."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from pose.errors import InputError
+
+PRECISIONS = ("fp64", "fp32", "tf32", "bf16", "fp16")
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def select_device(name: str) -> torch.device:
+    """The device for "auto" (a GPU where there is one), "cpu" or "cuda". Raises `InputError` if it is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda: this machine has no GPU that torch can use; choose cpu or auto")
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
+
+
+def parameter_dtype(precision: str) -> torch.dtype:
+    """dtype of weights, inputs and statistics; 16-bit formats are autocast's and keep float32 weights."""
+    return torch.float64 if precision == "fp64" else torch.float32
+
+
+def allow_tf32(precision: str) -> None:
+    """Let float32 products on a GPU round their operands to TF32, or forbid it, for this process.
+
+    torch permits TF32 in convolutions unless told otherwise, so "fp32" has to forbid it.
+    """
+    allowed = precision in ("tf32", "bf16", "fp16")
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    """The autocast context of `precision`; does nothing for fp64, fp32 and tf32."""
+    dtype = _AUTOCAST.get(precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)

@@ -1,0 +1,239 @@
+"""A recipe: everything that decides how one model is trained and evaluated, typed and checked before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pose.errors import InputError
+from pose.yaml_layers import KeyPath, Layers, read_layers
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Strict: a key that does not exist and a value of another type are errors, never guessed at."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+class WflwData(Section):
+    kind: Literal["wflw"]
+    root: str  # the folder that holds WFLW_images and WFLW_annotations
+
+
+class MmposeData(Section):
+    kind: Literal["mmpose"]
+    train: str  # annotation files
+    test: str
+    images: str  # the folder their file names are relative to
+
+
+class SyntheticData(Section):
+    kind: Literal["synthetic"]
+    root: str = "data/synthetic"  # a folder per set is made below it
+    train: Positive = 7500
+    test: Positive = 2500
+    size: Annotated[int, Field(ge=64, le=2048)] = 256  # pictures' typical side in pixels
+    seed: Count = 0
+
+
+class Input(Section):
+    """From pictures to batches."""
+
+    size: Annotated[int, Field(ge=32, le=1024)] = 256  # side of the crop the model sees
+    crop: Literal["exact", "opencv4"] = "opencv4"  # bilinear arithmetic; the published models used opencv4
+    images: Literal["memory", "disk"] = "memory"  # decode once and keep the faces' surroundings, or at every use
+    workers: Count = 0  # decoding processes for images: disk
+
+
+class Model(Section):
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "tiny"] = "resnet50"
+    pretrained: str | None = None  # ImageNet weights: a torchvision name (IMAGENET1K_V1) or a file
+    start_at_mean_shape: bool = False  # head bias = mean training shape, not the published 0
+
+
+class WingLoss(Section):
+    kind: Literal["wing"]
+    omega: PositiveFloat = 10.0
+    epsilon: PositiveFloat = 2.0
+    impl: Literal["auto", "triton", "reference"] = "auto"
+    gradient: Literal["autograd", "direct"] = "autograd"  # direct: wing_loss_and_grad, no autograd through the loss
+
+
+class SoftWingLoss(Section):
+    kind: Literal["soft_wing"]
+    omega1: PositiveFloat = 2.0
+    omega2: PositiveFloat = 20.0
+    epsilon: PositiveFloat = 0.5
+    impl: Literal["auto", "triton", "reference"] = "auto"
+
+
+class SmoothL1Loss(Section):
+    kind: Literal["smooth_l1"]
+    beta: PositiveFloat = 1.0
+    impl: Literal["auto", "triton", "reference"] = "auto"
+
+
+class Augment(Section):
+    """Random draws of the training crop; the defaults are the published ones."""
+
+    flip: Share = 0.5
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    rotation: Annotated[float, Field(ge=0, le=90)] = 30.0
+    rotation_probability: Share = 0.6
+
+
+class Train(Section):
+    epochs: Positive | None = None  # one of epochs and steps
+    steps: Positive | None = None
+    batch_size: Positive = 512
+    micro_batch: Positive | None = None  # faces per forward pass; gradients are averaged over the batch
+    lr: PositiveFloat = 5e-4
+    lr_batch_size: Positive | None = None  # the batch size that `lr` is meant for
+    lr_scaling: Literal["none", "linear", "sqrt"] = "none"  # how lr follows batch_size / lr_batch_size
+    schedule: Literal["published", "cosine", "constant"] = "published"
+    warmup: Count = 500  # iterations; the published schedule always has 500
+    precision: Literal["fp64", "fp32", "tf32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = False
+    augment: Augment = Augment()
+    log_every: Positive = 20  # steps between looks at the loss; on a GPU each waits for the device
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Positive | None = None  # of torch on the CPU; None: torch decides
+    checkpoint_every: Positive | None = None  # steps; None: once an epoch
+    evaluate_every: Positive | None = None  # epochs between evaluations on the test set that pick `best.pt`
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Train:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("one of 'epochs' and 'steps' is wanted, the other null")
+        if self.micro_batch is not None and self.batch_size % self.micro_batch:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch {self.micro_batch}")
+        if self.lr_scaling != "none" and self.lr_batch_size is None:
+            raise ValueError(f"lr_scaling {self.lr_scaling!r} needs lr_batch_size, the batch size that lr is meant for")
+        if self.schedule == "published" and self.warmup != 500:
+            raise ValueError("the published schedule has a warm-up of 500 iterations; choose another schedule")
+        return self
+
+
+class Evaluate(Section):
+    batch_size: Positive = 64
+    flip_test: bool = True  # mean of the crop's prediction and its mirror image's
+    flip_shift: Annotated[float, Field(ge=-1, le=1)] = 0.0  # crop pixels; 0 as published, 1 as MMPose 1.x
+    precision: Literal["fp64", "fp32", "tf32", "bf16", "fp16"] = "fp32"
+
+
+Data = Annotated[WflwData | MmposeData | SyntheticData, Field(discriminator="kind")]
+Loss = Annotated[WingLoss | SoftWingLoss | SmoothL1Loss, Field(discriminator="kind")]
+
+
+class Recipe(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    description: str = ""
+    data: Data
+    input: Input = Input()
+    model: Model = Model()
+    loss: Loss
+    train: Train
+    evaluate: Evaluate = Evaluate()
+
+
+def load_recipe(path: Path | str, settings: Sequence[str] = ()) -> Recipe:
+    """Read a recipe from YAML, with `settings` ("key.path=value") over it.
+
+    Raises `InputError` naming the file, line and key of everything that is wrong.
+    """
+    layers = read_layers(path, settings)
+    extra = sorted({"variants", "baseline", "seeds", "gates"} & layers.values.keys())
+    if extra:
+        raise InputError(
+            f"{layers.origin((extra[0],))}: {extra[0]}: this is an experiment; run it with python -m bench.run"
+        )
+    return validate(Recipe, layers.values, layers)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def validate(kind: type[S], values: dict[str, Any], layers: Layers, under: KeyPath = ()) -> S:
+    """`values` as a `kind`; what is wrong is one `InputError` that names where in `layers` it was set.
+
+    `under` is the key path that laid the last values over (a variant's), tried first when naming a place.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        sentences = list(dict.fromkeys(_sentence(kind, values, e, layers, under) for e in error.errors()))
+        raise InputError("\n  ".join(sentences)) from None
+
+
+def _sentence(kind: type[Section], values: Any, error: Any, layers: Layers, under: KeyPath) -> str:
+    path = wrong = _without_tags(error["loc"], values)
+    if error["type"] == "extra_forbidden":
+        value = error["input"]
+        if isinstance(value, dict) and value:
+            wrong = (*path, next(iter(value)))
+        nearest = difflib.get_close_matches(path[-1], _keys_at(kind, path[:-1], values), n=1, cutoff=0.5)
+        hint = f"; did you mean {'.'.join((*path[:-1], nearest[0]))}?" if nearest else ""
+        message = f"{'.'.join(wrong)}: no such key{hint or _allowed(_keys_at(kind, path[:-1], values))}"
+    elif error["type"] == "missing":
+        message = f"{'.'.join(path)}: is missing"
+    elif error["type"] in ("literal_error", "union_tag_invalid"):
+        context = error["ctx"]
+        path = (*path, "kind") if error["type"] == "union_tag_invalid" else path
+        given = context.get("tag", error["input"])
+        expected = str(context.get("expected_tags") or context["expected"]).replace(" or ", ", ")
+        choices = [choice.strip(" '") for choice in expected.split(",")]
+        nearest = difflib.get_close_matches(str(given), choices, n=1, cutoff=0.6)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        message = f"{'.'.join(path)}: {given!r} is none of {', '.join(choices)}{hint}"
+    elif error["type"] == "union_tag_not_found":
+        message = f"{'.'.join((*path, 'kind'))}: is missing"
+    elif error["type"] in ("model_type", "dict_type"):
+        message = f"{'.'.join(path)}: a mapping of keys to values is wanted (given: {error['input']!r})"
+    else:
+        text = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        given = "" if isinstance(error["input"], dict | Section) else f" (given: {error['input']!r})"
+        message = f"{'.'.join(path)}: {text[0].lower()}{text[1:]}{given}"
+    place = layers.origins.get((*under, *wrong)) if under else None
+    return f"{place or layers.origin(wrong)}: {message}"
+
+
+def _without_tags(location: Iterable[int | str], values: Any) -> KeyPath:
+    """Pydantic names the member of a union inside the location; the user's file has no such level."""
+    path: list[str] = []
+    for part in location:
+        if isinstance(values, dict) and values.get("kind") == part and part not in values:
+            continue
+        path.append(str(part))
+        values = values.get(part) if isinstance(values, dict) else None
+    return tuple(path)
+
+
+def _keys_at(kind: type[Section], path: KeyPath, values: Any) -> list[str]:
+    """The keys that the mapping at `path` may hold."""
+    section: Any = kind
+    for part in path:
+        values = values.get(part) if isinstance(values, dict) else None
+        annotation = section.model_fields[part].annotation
+        members = [m for m in getattr(annotation, "__args__", (annotation,)) if hasattr(m, "model_fields")]
+        tag = values.get("kind") if isinstance(values, dict) else None
+        matching = [
+            m for m in members if "kind" in m.model_fields and tag in m.model_fields["kind"].annotation.__args__
+        ]
+        if not (matching or members):
+            return []
+        section = (matching or members)[0]
+    return list(section.model_fields)
+
+
+def _allowed(keys: list[str]) -> str:
+    return f" (allowed: {', '.join(keys)})" if keys else ""

@@ -1,0 +1,89 @@
+"""Train one model and evaluate it: `python -m pose.train RECIPE.yaml --out FOLDER`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pose.errors import InputError, run_command
+
+if TYPE_CHECKING:
+    from pose.model import DeepPose
+    from pose.recipe import Recipe
+    from pose.trainer import Look
+
+EXIT_UNFINISHED = 3  # stopped by a signal, or by a loss that is not finite
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m pose.train", description=__doc__)
+    parser.add_argument("recipe", type=Path, help="YAML file, such as configs/deeppose_res50_wflw.yaml")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for checkpoint.pt, best.pt, curve.csv, faces.npz; a stopped run goes on from its checkpoint there",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY.PATH=VALUE",
+        dest="settings",
+        help="change a value of the recipe; may be given several times",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="initialisation, order of faces, augmentation (default 0)")
+    options = parser.parse_args(arguments)
+    if options.seed < 0:
+        raise InputError(f"--seed {options.seed}: 0 or more is wanted")
+
+    from pose.recipe import load_recipe
+
+    return _run(load_recipe(options.recipe, options.settings), options.out, options.seed)
+
+
+def _run(recipe: Recipe, out: Path, seed: int) -> int:
+    from pose.data.source import load_split
+    from pose.evaluator import evaluate, open_test_loader, table
+    from pose.files import writable_folder
+    from pose.precision import select_device
+    from pose.progress import progress
+    from pose.trainer import Interrupted, NonFiniteLoss, total_steps, train
+
+    device = select_device(recipe.train.device)
+    writable_folder(out)
+    train_faces, test_faces = load_split(recipe.data, "train"), load_split(recipe.data, "test")
+    test_loader = open_test_loader(test_faces, recipe.input, device)
+
+    def score(model: DeepPose) -> float:
+        result = evaluate(
+            model, test_faces, test_loader, config=recipe.input, options=recipe.evaluate, device=device, shown=False
+        )
+        return float(result.nme.mean())
+
+    try:
+        with progress("training", total_steps(recipe.train, len(train_faces))) as update:
+
+            def on_look(look: Look) -> None:
+                update(look.step, f"epoch {look.epoch + 1}, loss {look.loss:.4g}, {look.images_per_second:.0f} img/s")
+
+            trained = train(recipe, train_faces, out, seed=seed, validate=score, on_look=on_look)
+    except NonFiniteLoss as error:
+        print(f"error: {error}; the pictures of its batch:", *error.faces, sep="\n  ", file=sys.stderr)
+        return EXIT_UNFINISHED
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return EXIT_UNFINISHED
+    result = evaluate(
+        trained.model, test_faces, test_loader, config=recipe.input, options=recipe.evaluate, device=device
+    )
+    result.save(out / "faces.npz")
+    print(table(result.rows()))
+    print(f"{out / 'checkpoint.pt'}: {trained.steps} steps, final loss {trained.final_loss:.4g}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
