@@ -1,0 +1,1 @@
+"""Run a function in a process of its own. Knows nothing of what the function does."""
