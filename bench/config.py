@@ -1,0 +1,68 @@
+"""An experiment: a recipe, the variants of it that are compared, and what the comparison must show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from pose.errors import InputError
+from pose.recipe import Count, PositiveFloat, Recipe, Section, validate
+from pose.yaml_layers import Layers, merge, read_layers
+
+# What a variant may change. The data is the experiment's: faces are compared one by one.
+VARIABLE = ("input", "model", "loss", "train", "evaluate")
+
+VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class Gates(Section):
+    """Conditions on the results; one that does not hold makes `bench.run` exit with 1."""
+
+    op_error: bool = True  # every variant's loss and gradient are within their limits of float64
+    mean_shape_ratio: PositiveFloat | None = None  # test NME at most this multiple of the mean shape's
+
+
+class Experiment(Recipe):
+    variants: Annotated[dict[VariantName, dict[str, Any]], Field(min_length=1)] = Field({"baseline": {}})
+    baseline: str = ""  # by default the first variant
+    seeds: Annotated[list[Count], Field(min_length=1)] = Field([0])
+    gates: Gates = Gates()
+
+    def recipe(self) -> dict[str, Any]:
+        """The part that is a recipe, as plain values."""
+        return self.model_dump(mode="json", include=set(Recipe.model_fields))
+
+
+def load_experiment(path: Path | str, settings: Sequence[str] = ()) -> tuple[Experiment, dict[str, Recipe]]:
+    """Read an experiment from YAML, with `settings` ("key.path=value") over it; returns it and each variant's recipe.
+
+    Raises `InputError` naming the file, line and key of everything that is wrong, in any variant.
+    """
+    layers = read_layers(path, settings)
+    layers.values.pop("trials", None)  # the record of an experiment that ran is a config, too, and lists its trials
+    experiment = validate(Experiment, layers.values, layers)
+    baseline = experiment.baseline or next(iter(experiment.variants))
+    if baseline not in experiment.variants:
+        raise InputError(
+            f"{layers.origin(('baseline',))}: baseline: no variant is called {baseline!r} "
+            f"(variants: {', '.join(experiment.variants)})"
+        )
+    if len(set(experiment.seeds)) < len(experiment.seeds):
+        raise InputError(f"{layers.origin(('seeds',))}: seeds: {experiment.seeds} names one twice")
+    experiment = experiment.model_copy(update={"baseline": baseline})
+    return experiment, {name: _variant(name, layers) for name in experiment.variants}
+
+
+def _variant(name: str, layers: Layers) -> Recipe:
+    base = {key: value for key, value in layers.values.items() if key in Recipe.model_fields}
+    overrides = layers.values.get("variants", {"baseline": {}})[name] or {}
+    for key in overrides:
+        if key not in VARIABLE:
+            raise InputError(
+                f"{layers.origin(('variants', name, key))}: variants.{name}.{key}: a variant may change "
+                f"{', '.join(VARIABLE)}; all variants share the rest"
+            )
+    return validate(Recipe, merge(base, overrides), layers, under=("variants", name))

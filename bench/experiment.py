@@ -1,0 +1,279 @@
+"""An experiment's folder as it lies on disk: what ran, how it ended, and which files cannot be believed.
+
+    experiment.yaml           the resolved experiment, and the ids of its trials
+    trials/VARIANT-sSEED-ID/  one folder per trial; its files are described in `bench.result`
+    gates.json                [{"gate", "variant", "passed", "detail"}, ...]
+    contact_sheet.png         faces of the data set, where the runner drew them
+
+Nothing here writes, and nothing but these files is read.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from bench.result import FAILURE, RESULT, Failure, Result, read_failure, read_result
+from pose.errors import InputError
+from pose.landmarks import NUM_LANDMARKS
+
+CONFIG = "experiment.yaml"
+TRIALS = "trials"
+GATES = "gates.json"
+CONTACT_SHEET = "contact_sheet.png"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial that is done."""
+
+    folder: Path
+    result: Result
+
+
+@dataclass(frozen=True)
+class FailedTrial:
+    """A trial that ended without a result; `seed` is None when the folder's name does not tell."""
+
+    folder: Path
+    variant: str
+    seed: int | None
+    failure: Failure
+
+
+class Gate(BaseModel):
+    """One verdict of `gates.json`."""
+
+    gate: str
+    variant: str
+    passed: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What lies in an experiment's folder; results in the config's order of variants, then of seeds."""
+
+    folder: Path
+    config: dict[str, Any]
+    config_text: str
+    results: tuple[Trial, ...]
+    failures: tuple[FailedTrial, ...]
+    missing: tuple[str, ...]  # ids of trials with neither a result nor a failure that can be read
+    gates: tuple[Gate, ...]
+    problems: tuple[str, ...]  # files that were left out, one sentence each
+
+    @property
+    def name(self) -> str:
+        return str(self.config["name"])
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        return tuple(self.config["variants"])
+
+    @property
+    def baseline(self) -> str:
+        return str(self.config["baseline"])
+
+    def of_variant(self, variant: str) -> list[Trial]:
+        """The variant's finished trials, in the order of their seeds."""
+        return [trial for trial in self.results if trial.result.variant == variant]
+
+
+def read_experiment(folder: Path | str) -> Experiment:
+    """Read an experiment's folder.
+
+    Raises `InputError` when it is no experiment. A trial's file that cannot be read, or that belongs elsewhere,
+    is named in `problems` and counts nowhere.
+    """
+    folder = Path(folder)
+    text, config = _read_config(folder)
+    problems: list[str] = []
+    results: list[Trial] = []
+    failures: list[FailedTrial] = []
+    missing: list[str] = []
+
+    for name in config["trials"]:
+        trial = folder / TRIALS / name
+        try:
+            if (trial / RESULT).exists():
+                result = read_result(trial / RESULT)
+                _refuse_foreign(result, trial, config)
+                results.append(Trial(trial, result))
+            elif (trial / FAILURE).exists():
+                failures.append(FailedTrial(trial, *_variant_and_seed(name), read_failure(trial / FAILURE)))
+            else:
+                missing.append(name)
+        except (InputError, OSError) as error:
+            problems.append(f"{_reason(error).replace(f'{folder}/', '')}; not counted")
+            missing.append(name)
+
+    strangers = sorted(
+        {path.name for path in (folder / TRIALS).glob("*/") if (path / RESULT).exists()} - {*config["trials"]}
+    )
+    if strangers:
+        listed = ", ".join(strangers[:4]) + (f" and {len(strangers) - 4} more" if len(strangers) > 4 else "")
+        problems.append(f"{TRIALS}/ also holds results of other settings; not counted: {listed}")
+
+    variants, seeds = list(config["variants"]), config["seeds"]
+    results.sort(key=lambda trial: (variants.index(trial.result.variant), seeds.index(trial.result.seed)))
+    return Experiment(
+        folder=folder,
+        config=config,
+        config_text=text,
+        results=tuple(results),
+        failures=tuple(failures),
+        missing=tuple(missing),
+        gates=_read_gates(folder / GATES, problems),
+        problems=tuple(problems),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A trial's training curve: columns of equal length, rising in `step`."""
+
+    step: np.ndarray
+    loss: np.ndarray
+
+
+def read_curve(trial: Path) -> Curve:
+    """Read `curve.csv`; of a step logged twice (a resumed trial) the later line counts. Raises `InputError`."""
+    path = trial / "curve.csv"
+    rows: dict[int, float] = {}
+    try:
+        with path.open(newline="") as file:
+            for number, row in enumerate(csv.DictReader(file), start=2):
+                try:
+                    rows[int(row["step"])] = float(row["loss"])
+                except (KeyError, TypeError, ValueError):
+                    raise InputError(f"{path}: line {number} has no step and loss") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a CSV file ({error})") from None
+    steps = sorted(step for step, loss in rows.items() if math.isfinite(loss))
+    return Curve(np.array(steps, dtype=np.int64), np.array([rows[step] for step in steps], dtype=np.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class FaceErrors:
+    """A trial's `faces.npz`: one row per test face; `mean_shape_nme` where the trial wrote it."""
+
+    nme: np.ndarray  # (N,), fraction of the inter-ocular distance
+    predicted: np.ndarray  # (N, 98, 2), pixels of the image
+    true: np.ndarray  # (N, 98, 2)
+    center: np.ndarray  # (N, 2)
+    side: np.ndarray  # (N,), before padding
+    image: np.ndarray  # (N,), paths
+    mean_shape_nme: np.ndarray | None
+
+
+def read_faces(trial: Path) -> FaceErrors:
+    """Read `faces.npz`. Raises `InputError` naming the file."""
+    path = trial / "faces.npz"
+    try:
+        # Opened here: of a file that is no archive, numpy forgets to close what it opened
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            columns = {name: file[name] for name in ("nme", "predicted", "true", "center", "side", "image")}
+            mean_shape = file.get("mean_shape_nme")
+    except KeyError as error:
+        raise InputError(f"{path}: {error.args[0]}") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):  # TypeError: one bare array
+        raise InputError(f"{path}: not a readable .npz file of plain columns") from None
+    rows = len(columns["nme"]) if columns["nme"].ndim else 0
+    points = (rows, NUM_LANDMARKS, 2)
+    shapes = {
+        "nme": (rows,),
+        "predicted": points,
+        "true": points,
+        "center": (rows, 2),
+        "side": (rows,),
+        "image": (rows,),
+    }
+    for name, shape in shapes.items():
+        column, kind = columns[name], "U" if name == "image" else "f"
+        if column.shape != shape or column.dtype.kind != kind:
+            wanted = "text" if kind == "U" else "floating point"
+            raise InputError(f"{path}: {name} is {column.dtype} {column.shape}, wanted {wanted} {shape}")
+    if (
+        not np.isfinite(columns["center"]).all()
+        or not np.isfinite(columns["side"]).all()
+        or (columns["side"] <= 0).any()
+    ):
+        raise InputError(f"{path}: center and side must be finite, and side positive")
+    if mean_shape is not None and mean_shape.shape != (rows,):
+        raise InputError(f"{path}: mean_shape_nme has shape {mean_shape.shape}, wanted {(rows,)}")
+    return FaceErrors(**columns, mean_shape_nme=mean_shape)
+
+
+def _read_config(folder: Path) -> tuple[str, dict[str, Any]]:
+    path = folder / CONFIG
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{folder}: not the folder of an experiment (it has no {CONFIG})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not a text file") from None
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: not an experiment (a mapping is wanted)")
+    wanted = {"name": str, "variants": dict, "baseline": str, "seeds": list, "trials": list}
+    for key, kind in wanted.items():
+        if not isinstance(config.get(key), kind):
+            raise InputError(f"{path}: {key}: missing or not a {kind.__name__}")
+    if not all(isinstance(name, str) and Path(name).name == name for name in config["trials"]):
+        raise InputError(f"{path}: trials: not a list of folder names")
+    return text, config
+
+
+def _read_gates(path: Path, problems: list[str]) -> tuple[Gate, ...]:
+    try:
+        return tuple(TypeAdapter(list[Gate]).validate_json(path.read_bytes()))
+    except FileNotFoundError:
+        return ()
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        problems.append(f"{path.name}: {where + ': ' if where else ''}{first['msg']}; no gate is shown")
+    except OSError as error:
+        problems.append(f"{path.name}: {_reason(error)}; no gate is shown")
+    return ()
+
+
+def _refuse_foreign(result: Result, trial: Path, config: dict[str, Any]) -> None:
+    """A file copied from elsewhere must not pass for a trial of this experiment."""
+    path = trial / RESULT
+    if result.experiment != config["name"]:
+        raise InputError(f"{path}: belongs to the experiment {json.dumps(result.experiment)}")
+    if result.trial != trial.name:
+        raise InputError(f"{path}: belongs to the trial {json.dumps(result.trial)}")
+    if result.variant not in config["variants"] or result.seed not in config["seeds"]:
+        raise InputError(f"{path}: {CONFIG} has no {json.dumps(result.variant)} with seed {result.seed}")
+
+
+def _variant_and_seed(name: str) -> tuple[str, int | None]:
+    match = re.fullmatch(r"(.+)-s(\d+)-[0-9a-f]+", name)
+    return (match[1], int(match[2])) if match else (name, None)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__

@@ -1,0 +1,243 @@
+"""`python -m bench.report DIR`: an experiment's folder as tables in the terminal, one HTML page and one CSV file.
+
+The page needs nothing beside it: no scripts, no network. Building it again from the same files gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from pose.errors import InputError, run_command
+from pose.files import write_atomically
+
+if TYPE_CHECKING:
+    from bench.experiment import Curve, Experiment, FaceErrors
+    from bench.samples import Tile
+    from bench.summary import Cell
+
+PAGE = "report.html"
+TABLE = "report.csv"
+TEMPLATE = "report.html.j2"
+
+
+def build(folder: Path | str) -> Path:
+    """Write `report.html` and `report.csv` into an experiment's folder; returns the page's path.
+
+    Raises `InputError` when the folder is no experiment or cannot be written.
+    """
+    from bench.experiment import read_experiment
+
+    return write_report(read_experiment(folder))
+
+
+def write_report(experiment: Experiment) -> Path:
+    """As `build`, of an experiment that was read already."""
+    page = experiment.folder / PAGE
+    write_atomically(experiment.folder / TABLE, csv_text(experiment).encode())
+    write_atomically(page, html_text(experiment).encode())
+    return page
+
+
+def csv_text(experiment: Experiment) -> str:
+    """One line per trial and subset, metrics as fractions; what a trial does not know is left empty."""
+    import csv
+    import io
+
+    from bench.experiment import TRIALS
+    from bench.result import RESULT
+    from bench.summary import SUBSETS
+
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    metrics = ("count", "nme", "failure_rate", "auc")
+    writer.writerow(["trial", "variant", "seed", "subset", *metrics, "images_per_second", "seconds", "result"])
+    for trial in experiment.results:
+        result = trial.result
+        speed = result.throughput.images_per_second if result.throughput else None
+        for subset in SUBSETS:
+            row = result.metrics.get(subset)
+            numbers = [getattr(row, name, None) for name in metrics]
+            path = f"{TRIALS}/{trial.folder.name}/{RESULT}"
+            writer.writerow(
+                [result.trial, result.variant, result.seed, subset, *numbers, speed, result.timings.total, path]
+            )
+    return buffer.getvalue()
+
+
+def html_text(experiment: Experiment) -> str:
+    """The page."""
+    import jinja2
+
+    from bench import plots, summary
+    from bench.experiment import CONTACT_SHEET, GATES, TRIALS, read_curve, read_faces
+    from bench.samples import contact_sheet_uri, sample_tiles
+    from pose.drawing import PREDICTED, TRUE
+
+    warnings = [*experiment.problems, *summary.cautions(experiment)]
+
+    def attempt(read: Any, *arguments: Any) -> Any:
+        """What `read` gives, or None and a warning: a file that is lost costs the page one figure, not the page."""
+        try:
+            return read(*arguments)
+        except InputError as error:
+            warnings.append(str(error).replace(f"{experiment.folder}/", ""))
+            return None
+
+    curves: dict[str, list[Curve]] = {}
+    faces: dict[str, list[FaceErrors]] = {}
+    samples: list[tuple[str, int, list[Tile]]] = []
+    for variant in experiment.variants:
+        for trial in experiment.of_variant(variant):
+            curve, errors = attempt(read_curve, trial.folder), attempt(read_faces, trial.folder)
+            if curve is not None and len(curve.step):
+                curves.setdefault(variant, []).append(curve)
+            if errors is not None and len(errors.nme):
+                faces.setdefault(variant, []).append(errors)
+                if variant not in [name for name, _, _ in samples]:
+                    tiles = attempt(sample_tiles, errors, experiment.folder)
+                    samples.append((variant, trial.result.seed, tiles or []))
+
+    colors = {variant: place for place, variant in enumerate(experiment.variants)}
+    nme = {variant: [one.nme for one in trials] for variant, trials in faces.items()}
+    mean_shape = next((one.mean_shape_nme for trials in faces.values() for one in trials), None)
+    speeds = summary.speeds(experiment)
+    figures = {
+        "loss": plots.loss_curves(curves, colors) if curves else None,
+        "ced": plots.ced_curves(nme, colors, mean_shape) if nme else None,
+        "throughput": plots.throughput_bars(speeds, colors) if speeds else None,
+    }
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"cell": cell_text, "seconds": _seconds, "rate": summary.rate_text, "address": quote}
+    return environment.get_template(TEMPLATE).render(
+        experiment=experiment,
+        verdict=summary.verdict(experiment),
+        headline=_headline(experiment),
+        subsets=summary.SUBSETS,
+        counts=summary.face_counts(experiment),
+        tables={metric: summary.rows(experiment, metric) for metric in ("nme", "failure_rate", "auc")},
+        differences=summary.differences(experiment),
+        op_errors=summary.worst_op_errors(experiment),
+        speeds=speeds,
+        timings=summary.timings(experiment),
+        environments=summary.environments(experiment),
+        started=_started(experiment),
+        several_losses=len({_loss(trial.result.config) for trial in experiment.results}) > 1,
+        trial_cells=summary.trial_cells,
+        figures=figures,
+        samples=samples,
+        point_colors=[("predicted", f"rgb{PREDICTED}"), ("true", f"rgb{TRUE}")],
+        contact_sheet=attempt(contact_sheet_uri, experiment.folder / CONTACT_SHEET),
+        warnings=warnings,
+        trials_folder=TRIALS,
+        gates_file=GATES,
+        table_file=TABLE,
+        commands=_commands(experiment),
+    )
+
+
+def cell_text(cell: Cell, sign: bool = False, plus_minus: str = "±") -> str:
+    """A cell x 100 as text: "9.41 ± 0.12", "unknown" or "no faces"."""
+    if cell.state != "value":
+        return cell.state
+    mean = f"{100 * cell.mean:{'+' if sign else ''}.2f}"
+    if sign:
+        mean = mean.replace("-", "−")  # as wide as the plus sign
+    return mean if cell.deviation is None else f"{mean} {plus_minus} {100 * cell.deviation:.2f}"
+
+
+def _headline(experiment: Experiment, named: int = 4) -> str:
+    """The test NME of the variants in one line; of many variants only the range."""
+    from bench.summary import rows
+
+    found = [row for row in rows(experiment, "nme") if row.kind != "published" and row.cells[0].state == "value"]
+    variants = [row for row in found if row.kind == "variant"]
+    parts = [f"{row.label} {cell_text(row.cells[0])}" for row in found if row.kind == "baseline"]
+    if len(variants) <= named:
+        parts += [f"{row.label} {cell_text(row.cells[0])}" for row in variants]
+    else:
+        low, *_, high = sorted(100 * row.cells[0].mean for row in variants)
+        parts.append(f"{len(variants)} variants {low:.2f} to {high:.2f}")
+    parts += [f"{row.label} {cell_text(row.cells[0])}" for row in found if row.kind == "mean shape"]
+    return f"Test NME × 100: {', '.join(parts)}." if found else ""
+
+
+def _loss(config: dict[str, Any]) -> str:
+    """What decides the scale of a loss curve: the function, not how it is computed."""
+    loss = config.get("loss")
+    return str({k: v for k, v in loss.items() if k not in ("impl", "gradient")}) if isinstance(loss, dict) else ""
+
+
+def _started(experiment: Experiment) -> str:
+    """When the first trial started, to the minute."""
+    from datetime import UTC, datetime
+
+    first = min((trial.result.started for trial in experiment.results), default="")
+    try:
+        return f"{datetime.fromisoformat(first).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except ValueError:
+        return first
+
+
+def _commands(experiment: Experiment) -> str:
+    """How to run the experiment again, beside its results and from the same code."""
+    import shlex
+
+    from bench.experiment import CONFIG
+
+    folder = Path("results") / experiment.folder.resolve().name
+    commits = {trial.result.environment.commit for trial in experiment.results} - {None}
+    return "\n".join(
+        [
+            *(
+                f"git checkout {shlex.quote(str(commit))}"
+                for commit in sorted(map(str, commits))[:1]
+                if len(commits) == 1
+            ),
+            f"python -m bench.run {shlex.quote(str(folder / CONFIG))} --out {shlex.quote(f'{folder}-again')}",
+            f"python -m bench.report {shlex.quote(str(folder))}",
+        ]
+    )
+
+
+def _seconds(value: float) -> str:
+    if value >= 3600:
+        return f"{int(value // 3600)} h {int(value % 3600 // 60):02d} min"
+    if value >= 100:
+        return f"{int(value // 60)} min {int(value % 60):02d} s"
+    return f"{value:.1f} s" if value >= 1 else f"{value:.2f} s"
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.report", description=__doc__.splitlines()[0].split(": ", 1)[1]
+    )
+    parser.add_argument("folder", metavar="DIR", type=Path, help="an experiment's folder, such as results/smoke")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    folder: Path = _parse(arguments).folder
+
+    from bench.experiment import read_experiment
+    from bench.terminal import show
+
+    experiment = read_experiment(folder)
+    page = write_report(experiment)
+    show(experiment)
+    print(f"report: {page}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

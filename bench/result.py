@@ -1,0 +1,158 @@
+"""The result of one trial: the schema of `result.json`, version 1, and the only code that reads or writes it.
+
+A trial's folder holds
+
+    result.json     this record; it exists if and only if the trial is done
+    failure.json    in its place when the trial failed (`Failure`)
+    faces.npz       per test face: nme (N,), predicted and true (N, 98, 2) in image pixels, center (N, 2),
+                    side (N,) before padding, attributes (N, 6), attributes_known (6,), image (N,) paths
+    curve.csv       step,epoch,learning_rate,loss,images_per_second: one line per logged step
+    log.txt         everything the trial printed
+    status.json     while it runs: phase, step, steps, loss, images_per_second
+
+`bench/result.schema.json` is the same schema in JSON Schema form. NME, failure rate and AUC are fractions.
+Numbers that do not exist (the NME of an empty subset) are null, never NaN.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pose.errors import InputError
+from pose.files import write_atomically
+
+SCHEMA_VERSION = 1
+RESULT = "result.json"
+FAILURE = "failure.json"
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, ser_json_inf_nan="null")  # a newer minor field does no harm
+
+
+class Environment(Record):
+    """Where and with what a trial ran."""
+
+    commit: str | None  # of the code that ran; None outside a git checkout
+    dirty: bool | None  # whether that checkout had uncommitted changes
+    host: str
+    platform: str
+    python: str
+    packages: dict[str, str]  # distribution -> version
+    cpu: str
+    cpus: int  # logical processors this process may use
+    threads: int  # of torch within an operator
+    gpu: str | None
+    driver: str | None
+    variables: dict[str, str]  # environment variables that change results or speed
+
+
+class SubsetMetrics(Record):
+    """One row of the NME table; all three are None for a subset without faces."""
+
+    count: int
+    nme: float | None  # mean over faces, fraction of the inter-ocular distance
+    failure_rate: float | None  # share of faces with an NME above 0.10
+    auc: float | None  # area under the CED up to 0.10, as a fraction of the best possible
+
+
+class Throughput(Record):
+    """Training speed in steady state: images per second over windows of steps, after the warm-up."""
+
+    images_per_second: float  # median over windows
+    windows: list[float]
+    window_steps: int
+    warmup_steps: int
+    batch_size: int
+    input_share: float | None  # share of the step time spent waiting for the input batch
+
+
+class Timings(Record):
+    """Wall-clock seconds of a trial's phases."""
+
+    data: float
+    first_step: float  # from the start of training to the end of its first step
+    train: float
+    evaluate: float
+    total: float
+
+
+class OpError(Record):
+    """Parity level 0: the loss as this trial computes it, against float64, on random landmarks."""
+
+    dtype: str
+    elements: int
+    loss_relative: float
+    gradient_ulp: float  # largest error in units in the last place of the gradient's dtype
+    loss_relative_limit: float
+    gradient_ulp_limit: float
+
+
+class Failure(Record):
+    """Why a trial ended without a result."""
+
+    kind: Literal["input", "non_finite_loss", "exception", "signal", "interrupted"]
+    message: str  # one sentence
+    step: int | None = None
+    faces: list[str] | None = None  # images of the batch, for a non-finite loss
+    checkpoint: str | None = None  # the last good checkpoint
+    traceback: str | None = None
+    log: str | None = None
+
+
+class Result(Record):
+    schema_version: Literal[1] = 1
+    trial: str  # stable id: changes with everything in the config that can change the result
+    experiment: str
+    variant: str
+    seed: int
+    config: dict[str, Any]  # the variant's resolved config
+    environment: Environment
+    train_faces: int
+    test_faces: int
+    steps: int
+    final_loss: float | None
+    metrics: dict[str, SubsetMetrics]  # "test", then the subsets of pose.landmarks.ATTRIBUTES that are known
+    mean_shape: dict[str, SubsetMetrics]  # the same for predicting the mean training shape
+    throughput: Throughput | None
+    timings: Timings
+    op_error: OpError
+    started: str  # ISO 8601, UTC
+
+
+def write_record(record: Record, path: Path) -> None:
+    """Write `record` as JSON so that readers see the whole file or none."""
+    write_atomically(path, record.model_dump_json(indent=1).encode() + b"\n")
+
+
+def read_result(path: Path) -> Result:
+    """Read a `result.json`; anything else is an `InputError` naming the file."""
+    return _read(path, Result)
+
+
+def read_failure(path: Path) -> Failure:
+    """Read a `failure.json`; anything else is an `InputError` naming the file."""
+    return _read(path, Failure)
+
+
+R = TypeVar("R", bound="Record")
+
+
+def _read(path: Path, kind: type[R]) -> R:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
+    version = content.get("schema_version", SCHEMA_VERSION) if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(f"{path}: schema version {version}, this program reads version {SCHEMA_VERSION}")
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path}: {key}: {first['msg']}") from None
