@@ -45,7 +45,8 @@ def write_face_set(root: Path, *, train: int, test: int) -> None:
             center, spread = np.array([width, height]) / 2 + rng.normal(0, 4, 2), rng.uniform(18, 30)
             angle = np.linspace(0, 2 * np.pi, 98, endpoint=False) + rng.normal(0, 0.05, 98)
             points = center + spread * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-            points[60], points[72] = center - (spread / 2, 0), center + (spread / 2, 0)
+            eye = np.array([spread / 2, 0])
+            points[60], points[72] = center - eye, center + eye
             for x, y in points[[60, 72]].astype(int):
                 picture[y - 3 : y + 3, x - 3 : x + 3] = 0
             Image.fromarray(picture).save(root / "WFLW_images" / name, quality=95)

@@ -138,7 +138,7 @@ def test_a_trial_that_crashes_is_missing_and_does_not_stop_the_others(tmp_path: 
 
 
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, face_set: Path) -> None:
-    path = config(tmp_path, face_set, train={"steps": 800, "checkpoint_every": 5, "log_every": 5})
+    path = config(tmp_path, face_set, train={"steps": 400, "checkpoint_every": 5, "log_every": 5})
     command = [sys.executable, "-m", "bench.run", str(path), "--out", str(tmp_path / "out")]
     launcher = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
@@ -161,8 +161,8 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, face_set: Path)
     assert stopped
     ended = run(path, "--out", tmp_path / "out")
     assert ended.returncode == 0, ended.stderr
-    assert f"resuming after step {stopped[1]} of 800" in (folder / "log.txt").read_text()
-    assert read_result(folder / "result.json").steps == 800
+    assert f"resuming after step {stopped[1]} of 400" in (folder / "log.txt").read_text()
+    assert read_result(folder / "result.json").steps == 400
     assert not (folder / "failure.json").exists()
 
 
