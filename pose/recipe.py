@@ -42,7 +42,7 @@ class SyntheticData(Section):
     root: str = "data/synthetic"  # a folder per set is made below it
     train: Positive = 7500
     test: Positive = 2500
-    size: Annotated[int, Field(ge=64, le=2048)] = 256  # pictures' typical side in pixels
+    size: Annotated[int, Field(ge=64, le=1024)] = 256  # pictures' typical side in pixels
     seed: Count = 0
 
 

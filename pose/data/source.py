@@ -16,9 +16,9 @@ def prepare(data: WflwData | MmposeData | SyntheticData) -> WflwData | MmposeDat
     """Make the synthetic set if it is not there yet; returns where the faces lie, in one of WFLW's two forms."""
     if not isinstance(data, SyntheticData):
         return data
-    from pose.data.synthetic import generate  # the renderer is large, and only made sets need it
+    from pose.data.synthetic import GENERATOR_VERSION, generate  # numpy code that only made sets need
 
-    name = f"train{data.train}-test{data.test}-size{data.size}-seed{data.seed}"
+    name = f"v{GENERATOR_VERSION}-train{data.train}-test{data.test}-size{data.size}-seed{data.seed}"
     root = generate(Path(data.root) / name, train=data.train, test=data.test, size=data.size, seed=data.seed)
     return WflwData(kind="wflw", root=str(root))
 

@@ -10,22 +10,21 @@ the mean shape's error follow WFLW's test list.
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import json
 import os
 import shutil
-import signal
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pose.errors import InputError, run_command
 from pose.files import write_atomically
+from pose.progress import Update
 
 if TYPE_CHECKING:
     import numpy as np
@@ -120,8 +119,6 @@ def generate(
                 raise
     except OSError as error:
         raise InputError(f"cannot write the synthetic set {root}: {error.strerror or error}") from None
-    except BrokenProcessPool:
-        raise InputError(f"synthetic set {root}: a process that drew faces was killed (out of memory?)") from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return root
@@ -198,22 +195,53 @@ def _write_faces(
     ]
     for event in range(len(_EVENTS)):
         (root / "WFLW_images" / _folder(event)).mkdir(parents=True)
-    total = sum(counts.values())
-    lines: dict[tuple[str, int], list[str]] = {}
-    workers = min(workers or _usable_cpus(), len(chunks))
-    # Fresh processes, even for one worker: a fork of a process with threads can hang, and all draw alike, with BLAS
-    # on one thread.
-    with _single_threaded_children(), progress("drawing faces", total, shown=shown) as update:
-        pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_ignore_interrupts)
+    count = min(workers or _usable_cpus(), len(chunks))
+    drawn: dict[tuple[str, int], list[str]] = {}
+    crews = [_Crew(root, seed, size, chunks[i::count]) for i in range(count)]
+    with progress("drawing faces", sum(counts.values()), shown=shown) as update:
+        pool = ThreadPoolExecutor(count)
         try:
-            tasks = {pool.submit(_write_chunk, root, seed, split, a, b, size): (split, a) for split, a, b in chunks}
-            for task in as_completed(tasks):
-                lines[tasks[task]] = task.result()
-                update(sum(len(chunk) for chunk in lines.values()))
+            for task in as_completed([pool.submit(crew.collect, drawn, update) for crew in crews]):
+                task.result()
         finally:
-            pool.shutdown(cancel_futures=True)
-    ordered = {split: [lines[key] for key in sorted(lines) if key[0] == split] for split in counts}
-    return {split: "".join(line for chunk in chunks for line in chunk) for split, chunks in ordered.items()}
+            for crew in crews:
+                crew.process.kill()  # no effect on one that has ended
+            pool.shutdown()
+    return {split: "".join(line for key in sorted(drawn) if key[0] == split for line in drawn[key]) for split in counts}
+
+
+class _Crew:
+    """A process that draws some chunks and hands their lines back.
+
+    A fresh interpreter that runs this module: multiprocessing would import the caller's main module again, which a
+    script without a guard, or one read from a pipe, does not survive. BLAS runs on one thread, whatever `workers` is,
+    so that the bits are the same.
+    """
+
+    def __init__(self, root: Path, seed: int, size: int, chunks: list[tuple[str, int, int]]) -> None:
+        environment = {**os.environ, **dict.fromkeys(_ONE_THREAD, "1")}
+        place = str(Path(__file__).resolve().parents[2])
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (place, os.environ.get("PYTHONPATH"))))
+        task = json.dumps({"root": str(root), "seed": seed, "size": size, "chunks": chunks})
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pose.data.synthetic_crew", task],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
+
+    def collect(self, drawn: dict[tuple[str, int], list[str]], update: Update) -> None:
+        """Put the lines of each chunk into `drawn` as they come. Raises OSError if a picture cannot be written."""
+        with self.process:
+            assert self.process.stdout is not None
+            for line in self.process.stdout:
+                message = json.loads(line)
+                if "error" in message:
+                    raise OSError(*message["error"])
+                drawn[message["split"], message["start"]] = message["lines"]
+                update(sum(len(lines) for lines in list(drawn.values())))
+        if self.process.returncode != 0:
+            raise ChildProcessError(errno.ECHILD, "a process that drew faces was killed (out of memory?)")
 
 
 def _usable_cpus() -> int:
@@ -222,30 +250,12 @@ def _usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
-@contextmanager
-def _single_threaded_children() -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in _ONE_THREAD}
-    os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _ignore_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process; the parent ends the others
-
-
 def _folder(event: int) -> str:
     return f"{event}--{_EVENTS[event]}"
 
 
-def _write_chunk(root: Path, seed: int, split: str, start: int, stop: int, size: int) -> list[str]:
-    """Write the pictures of faces `start` to `stop`; returns their lines of the list."""
+def write_chunk(root: Path, seed: int, split: str, start: int, stop: int, size: int) -> list[str]:
+    """Draw and write the pictures of faces `start` to `stop`; returns their lines of the list."""
     from PIL import Image
 
     lines = []

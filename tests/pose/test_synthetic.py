@@ -459,3 +459,38 @@ def test_the_commands_help_imports_nothing_heavy():
     root = Path(synthetic.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_script_read_from_a_pipe_may_make_a_set(tmp_path):
+    script = (
+        "from pathlib import Path\nfrom pose.data.synthetic import generate\n"
+        f"generate(Path({str(tmp_path / 'set')!r}), train=2, test=1, size=64, workers=2, progress=False)\n"
+    )
+    root = Path(synthetic.__file__).parents[2]
+    subprocess.run([sys.executable, "-"], input=script, text=True, cwd=root, check=True)
+    assert len(list((tmp_path / "set" / "WFLW_images").rglob("*.jpg"))) == 3
+
+
+def test_a_drawing_process_that_is_killed_is_one_sentence(tmp_path, monkeypatch):
+    real = synthetic._Crew.__init__
+
+    def killed(self, *arguments):
+        real(self, *arguments)
+        self.process.kill()
+
+    monkeypatch.setattr(synthetic._Crew, "__init__", killed)
+    with pytest.raises(InputError, match="a process that drew faces was killed"):
+        generate(tmp_path / "set", train=3, test=3, size=64, workers=2, progress=False)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_picture_that_cannot_be_written_names_the_reason(tmp_path, monkeypatch):
+    real = synthetic._Crew.__init__
+
+    def elsewhere(self, root, *arguments):
+        real(self, root / "missing", *arguments)
+
+    monkeypatch.setattr(synthetic._Crew, "__init__", elsewhere)
+    with pytest.raises(InputError, match="cannot write the synthetic set .*: No such file or directory"):
+        generate(tmp_path / "set", train=3, test=3, size=64, workers=1, progress=False)
+    assert not any(tmp_path.iterdir())
