@@ -491,6 +491,6 @@ def test_a_picture_that_cannot_be_written_names_the_reason(tmp_path, monkeypatch
         real(self, root / "missing", *arguments)
 
     monkeypatch.setattr(synthetic._Crew, "__init__", elsewhere)
-    with pytest.raises(InputError, match="cannot write the synthetic set .*: No such file or directory"):
+    with pytest.raises(InputError, match=r"cannot write the synthetic set .*: No such file or directory"):
         generate(tmp_path / "set", train=3, test=3, size=64, workers=1, progress=False)
     assert not any(tmp_path.iterdir())
