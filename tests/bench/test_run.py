@@ -17,6 +17,8 @@ import pytest
 from conftest import REPOSITORY, tiny_recipe, write_face_set, write_yaml
 
 from bench.result import Result, read_result
+from bench.trial import process_environment
+from pose.recipe import Recipe
 
 VARIANTS = {"baseline": {}, "direct": {"loss": {"gradient": "direct"}}}
 
@@ -166,6 +168,16 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, face_set: Path)
     assert not (folder / "failure.json").exists()
 
 
+def test_what_must_be_set_before_an_import_is_in_the_trials_environment() -> None:
+    def environment(**changes: Any) -> dict[str, str]:
+        return process_environment(Recipe.model_validate(tiny_recipe(Path(), **changes)))
+
+    assert environment() == {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+    assert "OMP_NUM_THREADS" not in environment(train={"threads": None})
+    assert environment(loss={"impl": "triton"})["TRITON_INTERPRET"] == "1"
+    assert "TRITON_INTERPRET" not in environment(loss={"impl": "triton"}, train={"device": "cuda"})
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -173,6 +185,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, face_set: Path)
         (["--set", "los.omega=5"], "--set los.omega: los.omega: no such key; did you mean loss?"),
         (["--set", "loss.omega=ten"], "loss.omega: must be a valid number (given: 'ten')"),
         (["--set", "data.kind=wflw", "--set", "data.root=/nowhere"], "/nowhere/WFLW_annotations/"),
+        (["--set", "loss.impl=triton", "--set", "data.train=64", "--set", "data.test=64"], "Triton losses are not"),
         (["--cluster", "slurm"], "--cluster slurm: trials can only run here so far"),
         (["--set", "train.device=cuda", "--set", "data.train=64", "--set", "data.test=64"], "device cuda: "),
     ],

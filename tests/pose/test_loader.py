@@ -93,6 +93,13 @@ def test_a_face_outside_its_picture_is_refused(face_set: Path) -> None:
         load(faces)
 
 
+def test_points_outside_the_picture_are_said_and_kept(face_set: Path) -> None:
+    faces = load_wflw(face_set, "train")
+    faces.points[5, 0] = (-0.5, 3)
+    with pytest.warns(UserWarning, match=r"1 faces have points outside their picture \(first: .*train_5.jpg\)"):
+        load(faces)
+
+
 def test_pictures_are_turned_upright_by_their_exif_orientation(tmp_path: Path) -> None:
     picture = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(2, 4, 3) * 10)
     exif = picture.getexif()
