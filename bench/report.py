@@ -17,7 +17,6 @@ from pose.files import write_atomically
 if TYPE_CHECKING:
     from bench.experiment import Curve, Experiment, FaceErrors
     from bench.samples import Tile
-    from bench.summary import Cell
 
 PAGE = "report.html"
 TABLE = "report.csv"
@@ -118,7 +117,7 @@ def html_text(experiment: Experiment) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"cell": cell_text, "seconds": _seconds, "rate": summary.rate_text, "address": quote}
+    environment.filters |= {"cell": summary.cell_text, "seconds": _seconds, "rate": summary.rate_text, "address": quote}
     return environment.get_template(TEMPLATE).render(
         experiment=experiment,
         verdict=summary.verdict(experiment),
@@ -146,19 +145,9 @@ def html_text(experiment: Experiment) -> str:
     )
 
 
-def cell_text(cell: Cell, sign: bool = False, plus_minus: str = "±") -> str:
-    """A cell x 100 as text: "9.41 ± 0.12", "unknown" or "no faces"."""
-    if cell.state != "value":
-        return cell.state
-    mean = f"{100 * cell.mean:{'+' if sign else ''}.2f}"
-    if sign:
-        mean = mean.replace("-", "−")  # as wide as the plus sign
-    return mean if cell.deviation is None else f"{mean} {plus_minus} {100 * cell.deviation:.2f}"
-
-
 def _headline(experiment: Experiment, named: int = 4) -> str:
     """The test NME of the variants in one line; of many variants only the range."""
-    from bench.summary import rows
+    from bench.summary import cell_text, rows
 
     found = [row for row in rows(experiment, "nme") if row.kind != "published" and row.cells[0].state == "value"]
     variants = [row for row in found if row.kind == "variant"]

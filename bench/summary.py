@@ -324,3 +324,13 @@ def _span(values: Sequence[Any], otherwise: str = "") -> str:
         return otherwise
     low, high = min(values), max(values)
     return f"{low:,}" if low == high else f"{low:,}–{high:,}"
+
+
+def cell_text(cell: Cell, sign: bool = False, plus_minus: str = "±") -> str:
+    """A cell x 100 as text: "9.41 ± 0.12", "unknown" or "no faces"."""
+    if cell.state != "value":
+        return cell.state
+    mean = f"{100 * cell.mean:{'+' if sign else ''}.2f}"
+    if sign:
+        mean = mean.replace("-", "−")  # as wide as the plus sign
+    return mean if cell.deviation is None else f"{mean} {plus_minus} {100 * cell.deviation:.2f}"

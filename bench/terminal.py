@@ -8,8 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.experiment import Experiment
-from bench.report import cell_text
-from bench.summary import SUBSETS, cautions, face_counts, rows, speeds, verdict
+from bench.summary import SUBSETS, cautions, cell_text, face_counts, rows, speeds, verdict
 
 PLAIN_WIDTH = 120  # columns where the output is no terminal and so has no width
 SHORT = {"expression": "expr", "illumination": "illum", "occlusion": "occl"}

@@ -5,11 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pose.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from pose.clock import Clock
 from pose.criterion import backward
 from pose.data.faces import Faces
 from pose.errors import InputError
@@ -31,6 +29,7 @@ from pose.order import BatchOrder
 from pose.precision import allow_tf32, autocast, parameter_dtype, select_device
 from pose.recipe import Recipe, Train
 from pose.schedule import constant, cosine, learning_rate, scale_for_batch
+from pose.stop import stop_requests
 
 LAST = "checkpoint.pt"
 BEST = "best.pt"
@@ -86,33 +85,6 @@ class Trained:
     window_steps: int
     windows: list[float]  # images per second of each window of steps, evaluation and checkpoints left out
     input_share: float | None  # share of step time spent on making batches; not known on a GPU, where it overlaps
-
-
-class _Clock:
-    """Time spent in steps, window by window; `outside` cuts evaluation and checkpoints out."""
-
-    def __init__(self) -> None:
-        self.windows: list[tuple[int, float, float]] = []  # steps, seconds, seconds of making batches
-        self._open()
-
-    def _open(self) -> None:
-        self.steps = 0
-        self.input_seconds = 0.0
-        self.started = time.perf_counter()
-
-    def steps_per_second(self) -> float:
-        """Of the window that is open."""
-        return self.steps / (time.perf_counter() - self.started)
-
-    def close_window(self) -> None:
-        self.windows.append((self.steps, time.perf_counter() - self.started, self.input_seconds))
-        self._open()
-
-    @contextmanager
-    def outside(self) -> Iterator[None]:
-        begun = time.perf_counter()
-        yield
-        self.started += time.perf_counter() - begun
 
 
 def train(
@@ -195,9 +167,9 @@ def train(
     last_good = folder / LAST if saved is not None else None
     final_loss = float(curve[-1][3]) if curve else math.nan
     first_step_seconds = None
-    clock = _Clock()
+    clock = Clock()
 
-    with _stop_requests() as stop:
+    with stop_requests() as stop:
         for step in range(start, steps):
             # 1. the batch
             input_begun = time.perf_counter()
@@ -277,20 +249,18 @@ def train(
             if stopped_by is not None and done < steps:
                 raise Interrupted(stopped_by, done, folder / LAST)
 
-    full = [window for window in clock.windows if window[0] == config.log_every]
-    steady = full[_warmup_windows(full) :]
-    seconds_of_input = sum(window[2] for window in steady)
-    total = sum(window[1] for window in steady)
+    windows, warmup_steps = clock.steady(config.log_every)
+    seconds = sum(window.seconds for window in windows)
     return Trained(
         model=model.eval(),
         steps=steps,
         final_loss=final_loss,
         seconds=time.perf_counter() - begun,
         first_step_seconds=first_step_seconds,
-        warmup_steps=(len(full) - len(steady)) * config.log_every,
+        warmup_steps=warmup_steps,
         window_steps=config.log_every,
-        windows=[count * config.batch_size / seconds for count, seconds, _ in steady],
-        input_share=seconds_of_input / total if steady and device.type == "cpu" else None,
+        windows=[window.steps * config.batch_size / window.seconds for window in windows],
+        input_share=sum(w.input_seconds for w in windows) / seconds if windows and device.type == "cpu" else None,
     )
 
 
@@ -358,11 +328,6 @@ def _deciding(recipe: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _warmup_windows(windows: list[tuple[int, float, float]]) -> int:
-    """How many windows of equal length to leave out: a tenth of them, at least one if there are others."""
-    return min(max(1, math.ceil(len(windows) / 10)), max(0, len(windows) - 1))
-
-
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -379,29 +344,3 @@ def _read_curve(path: Path) -> list[tuple[Any, ...]]:
         return []
     with path.open(newline="") as file:
         return [tuple(row) for row in list(csv.reader(file))[1:]]
-
-
-@dataclass
-class _Stop:
-    signal: str | None = None
-
-
-@contextmanager
-def _stop_requests() -> Iterator[_Stop]:
-    """While the block runs, SIGTERM, SIGUSR2 and the first SIGINT only leave a note. Main thread only."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def note(number: int, frame: Any) -> None:
-        stop.signal = signal.Signals(number).name
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
-
-    numbers = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
