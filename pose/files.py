@@ -36,9 +36,13 @@ def writable_folder(path: Path) -> Path:
 
     Raises `InputError` when it cannot be written.
     """
-    with replacing(path / ".writable") as temporary:
-        temporary.write_bytes(b"")
-    (path / ".writable").unlink(missing_ok=True)
+    trial = path / f".writable.{os.getpid()}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        trial.write_bytes(b"")
+        trial.unlink()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
     return path
 
 

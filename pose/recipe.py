@@ -204,7 +204,9 @@ def _sentence(kind: type[Section], values: Any, error: Any, layers: Layers, unde
         given = "" if isinstance(error["input"], dict | Section) else f" (given: {error['input']!r})"
         message = f"{'.'.join(path)}: {text[0].lower()}{text[1:]}{given}"
     place = layers.origins.get((*under, *wrong)) if under else None
-    return f"{place or layers.origin(wrong)}: {message}"
+    if place is not None:
+        return f"{place}: {'.'.join(under)}.{message}"
+    return f"{layers.origin(wrong)}: {message}"
 
 
 def _without_tags(location: Iterable[int | str], values: Any) -> KeyPath:

@@ -68,7 +68,7 @@ def test_a_trials_id_does_not_change_with_what_cannot(tmp_path: Path, setting: s
         ({"variants": {}}, "variants: "),
         ({"variants": {"../x": {}}}, "variants.../x"),
         ({"variants": {"a": {"data": {"root": "x"}}}}, "variants.a.data: a variant may change input, model, loss"),
-        ({"variants": {"a": {"loss": {"omga": 3}}}}, "loss.omga: no such key; did you mean loss.omega?"),
+        ({"variants": {"a": {"loss": {"omga": 3}}}}, "variants.a.loss.omga: no such key; did you mean loss.omega?"),
         ({"gates": {"mean_shape": 1.0}}, "gates.mean_shape: no such key; did you mean gates.mean_shape_ratio?"),
         ({"seed": [1]}, "seed: no such key; did you mean seeds?"),
     ],
