@@ -91,6 +91,7 @@ def _run(folder: Path) -> Result:
     device = select_device(recipe.train.device)
     status = _Status(folder / STATUS)
     train_faces, test_faces = load_split(recipe.data, "train"), load_split(recipe.data, "test")
+    error = op_error(recipe.loss, recipe.train.precision, device)  # before hours of training, not after
     status.write("training", total_steps(recipe.train, len(train_faces)))
     test_loader = open_test_loader(test_faces, recipe.input, device)
     data_seconds = time.perf_counter() - begun
@@ -148,7 +149,7 @@ def _run(folder: Path) -> Result:
             evaluate=evaluation_seconds,
             total=time.perf_counter() - begun,
         ),
-        op_error=op_error(recipe.loss, recipe.train.precision, device),
+        op_error=error,
         started=started,
     )
 

@@ -28,19 +28,21 @@ class SubsetRow:
     auc: float
 
 
-def nme(pred: Values, target: Values) -> np.ndarray:
+def nme(pred: Values, target: Values) -> Any:
     """Normalised mean error of each face: mean distance of its points over the distance of the true outer eye corners.
 
-    pred, target: (N, 98, 2) in one unit, image or crop pixels. Returns (N,) float64. Where the true corners coincide
-    the NME is infinite. Raises ValueError for other shapes.
+    pred, target: (N, 98, 2) in one unit, image or crop pixels. Returns (N,) float64, a tensor on pred's device if pred
+    is one. Where the true corners coincide the NME is infinite. Raises ValueError for other shapes.
     """
+    given = pred
     pred, target = _floats(pred), _floats(target)
     if pred.shape != target.shape or pred.ndim != 3 or pred.shape[-1] != 2 or pred.shape[1] <= max(EYE_CORNERS):
         raise ValueError(f"pred and target have shapes {pred.shape} and {target.shape}; wanted (N, 98, 2) for both")
     error = np.linalg.norm(pred - target, axis=-1).mean(axis=-1)
     interocular = np.linalg.norm(target[:, EYE_CORNERS[0]] - target[:, EYE_CORNERS[1]], axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where((interocular == 0) & ~np.isnan(error), np.inf, error / interocular)
+        values = np.where((interocular == 0) & ~np.isnan(error), np.inf, error / interocular)
+    return given.detach().double().new_tensor(values) if hasattr(given, "detach") else values
 
 
 def failure_rate(nme: Values, threshold: float = 0.10) -> float:
@@ -112,7 +114,7 @@ def mean_shape(points: Values, center: Values, side: Values) -> np.ndarray:
 def mean_shape_nme(shape: Values, points: Values, center: Values, side: Values) -> np.ndarray:
     """NME (N,) of putting `shape` (98, 2), crop fractions from `mean_shape`, on every face; `side` padded."""
     shape, points, center, side = _floats(shape), _floats(points), _floats(center), _floats(side)
-    return nme(center[:, None] + side[:, None, None] * (shape - 0.5), points)
+    return np.asarray(nme(center[:, None] + side[:, None, None] * (shape - 0.5), points))
 
 
 def _numpy(values: Values) -> np.ndarray:

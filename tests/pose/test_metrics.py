@@ -54,9 +54,11 @@ def test_nme_of_a_hand_made_face():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_tensors_and_arrays_give_the_same(faces, dtype):
     pred, target = (torch.from_numpy(x).to(dtype).requires_grad_() for x in faces)
-    errors = nme(pred, target)
-    np.testing.assert_array_equal(errors, nme(pred.detach().double().numpy(), target.detach().double().numpy()))
-    tensor = torch.from_numpy(errors)
+    tensor = nme(pred, target)
+    assert isinstance(tensor, torch.Tensor)
+    assert tensor.dtype == torch.float64
+    errors = nme(pred.detach().double().numpy(), target.detach().double().numpy())
+    np.testing.assert_array_equal(tensor.numpy(), errors)
     attributes = np.random.default_rng(1).random((40, 6)) < 0.3
     assert failure_rate(tensor) == failure_rate(errors)
     assert auc(tensor) == auc(errors)
