@@ -47,7 +47,8 @@ def read_layers(path: Path | str, settings: Sequence[str] = ()) -> Layers:
     """Read the YAML file at `path`, on top of the file it `extends`, with `settings` ("key.path=value") on top of both.
 
     `extends` names a file relative to the one that holds it. Mappings are merged key by key, anything else is
-    replaced; a mapping that names another `kind` than the one below it replaces it whole.
+    replaced; a mapping that names another `kind` than the one below it replaces it whole, and so does a file's
+    `variants`, whose keys are names of its own.
     """
     layers = Layers(source=str(path))
     _add_file(layers, Path(path), below=())
@@ -80,6 +81,8 @@ def _add_file(layers: Layers, path: Path, below: tuple[Path, ...]) -> None:
         if not (path.parent / base).is_file():
             raise InputError(f"{origin}: extends: {path.parent / base}: no such file")
         _add_file(layers, path.parent / base, (*below, path.resolve()))
+    if "variants" in values:
+        layers.values.pop("variants", None)
     layers.origins.update(origins)
     layers.values = merge(layers.values, values)
 

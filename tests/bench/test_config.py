@@ -36,6 +36,19 @@ def test_a_variant_is_the_recipe_with_its_overrides(tmp_path: Path) -> None:
     assert recipes["other"].train.batch_size == recipes["plain"].train.batch_size
 
 
+def test_variants_of_a_file_replace_those_it_extends(tmp_path: Path) -> None:
+    experiment(tmp_path, variants={"a": {}, "b": {"train": {"lr": 1e-4}}}, baseline="a")
+    (tmp_path / "child.yaml").write_text("extends: experiment.yaml\nvariants: {c: {}, d: {}}\nbaseline: d\n")
+    assert list(load_experiment(tmp_path / "child.yaml")[1]) == ["c", "d"]
+    (tmp_path / "child.yaml").write_text("extends: experiment.yaml\nvariants: {c: {}}\n")
+    with pytest.raises(InputError, match=r"experiment.yaml:\d+: baseline: no variant is called 'a' \(variants: c\)"):
+        load_experiment(tmp_path / "child.yaml")
+    (tmp_path / "child.yaml").write_text("extends: experiment.yaml\n")
+    recipes = load_experiment(tmp_path / "child.yaml", ["variants.b.train.lr=1e-5"])[1]
+    assert list(recipes) == ["a", "b"]
+    assert recipes["b"].train.lr == 1e-5
+
+
 def test_trials_run_seed_by_seed(tmp_path: Path) -> None:
     path = experiment(tmp_path, variants={"a": {}, "b": {"train": {"lr": 1e-4}}}, seeds=[3, 1])
     trials = plan(*load_experiment(path))
