@@ -25,7 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--split", choices=("train", "test"), default="test", help="of the official layout")
     parser.add_argument("--size", type=int, help="side of the crop in pixels (default: the checkpoint's, or 256)")
     parser.add_argument("--crop", choices=("opencv4", "exact"), help="default: the checkpoint's, or opencv4")
-    parser.add_argument("--no-flip-test", action="store_true", help="predict each crop once, not also its mirror image")
+    parser.add_argument(
+        "--flip-test", action=argparse.BooleanOptionalAction, default=True, help="average with the mirror image's"
+    )
     parser.add_argument("--flip-shift", type=float, default=0.0, help="pixels; 0 as published, 1 as MMPose 1.x")
     parser.add_argument("--precision", choices=("fp64", "fp32", "tf32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--batch-size", type=int, default=64)
@@ -44,23 +46,19 @@ def _run(options: argparse.Namespace) -> int:
     from pose.files import writable_folder, write_atomically
     from pose.landmarks import ATTRIBUTES
     from pose.precision import select_device
-    from pose.recipe import Evaluate, Input
+    from pose.recipe import Evaluate, prediction_input
 
     device = select_device(options.device)
     if options.out is not None:
         writable_folder(options.out)
     evaluation = Evaluate(
         batch_size=_at_least_one("--batch-size", options.batch_size),
-        flip_test=not options.no_flip_test,
+        flip_test=options.flip_test,
         flip_shift=options.flip_shift,
         precision=options.precision,
     )
     model, recipe = load_model_and_recipe(options.checkpoint)
-    trained_with = recipe.get("input", {})
-    size = options.size if options.size is not None else trained_with.get("size", 256)
-    if not 32 <= size <= 1024:
-        raise InputError(f"--size {size}: a side from 32 to 1024 pixels is wanted")
-    config = Input(size=size, crop=options.crop or trained_with.get("crop", "opencv4"))
+    config = prediction_input(recipe, options.size, options.crop)
 
     faces = load_path(options.data, options.images, options.split)
     result = evaluate(

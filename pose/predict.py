@@ -38,18 +38,17 @@ class Face:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
 
-    import torch
-
     from pose.checkpoint import load_model_and_recipe
     from pose.data.images import read_image
+    from pose.precision import select_device
     from pose.predictor import predict_faces
+    from pose.recipe import prediction_input
 
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: no CUDA device is available")
-    device = "cuda" if arguments.device != "cpu" and torch.cuda.is_available() else "cpu"
+    device = select_device(arguments.device)
     boxes = _boxes(arguments)
     model, recipe = load_model_and_recipe(arguments.checkpoint)
-    size, crop = _input(recipe, arguments)
+    config = prediction_input(recipe, arguments.size, arguments.crop)
+    size, crop = config.size, config.crop
     model.to(device).eval()
     about = {"checkpoint": str(arguments.checkpoint), "backbone": model.backbone_name, "size": size, "crop": crop}
     about["flip_test"] = arguments.flip_test
@@ -103,19 +102,6 @@ def parser() -> argparse.ArgumentParser:
         "--flip-test", action=argparse.BooleanOptionalAction, default=True, help="average with the mirror image's"
     )
     return parser
-
-
-def _input(recipe: dict[str, Any], arguments: argparse.Namespace) -> tuple[int, str]:
-    """Side and arithmetic of the crop: the command line's, else the checkpoint's, else the published models'."""
-    trained = recipe.get("input")
-    trained = trained if isinstance(trained, dict) else {}
-    size = arguments.size if arguments.size is not None else trained.get("size", 256)
-    crop = arguments.crop or trained.get("crop", "opencv4")
-    if not isinstance(size, int) or not 32 <= size <= 4096:
-        raise InputError(f"--size: the crop's side is {size}, wanted 32 to 4096 pixels")
-    if crop not in ("exact", "opencv4"):
-        raise InputError(f"{arguments.checkpoint}: its crop is {crop!r}; choose one by --crop")
-    return size, crop
 
 
 def _boxes(arguments: argparse.Namespace) -> list[list[Box]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -158,6 +158,17 @@ def load_recipe(path: Path | str, settings: Sequence[str] = ()) -> Recipe:
             f"{layers.origin((extra[0],))}: {extra[0]}: this is an experiment; run it with python -m bench.run"
         )
     return validate(Recipe, layers.values, layers)
+
+
+def prediction_input(trained_by: Mapping[str, Any], size: int | None, crop: str | None) -> Input:
+    """How to crop for a model whose checkpoint carries the recipe `trained_by` ({} for a published one).
+
+    size, crop: the command line's, which go first; then the recipe's, then the published 256 px and opencv4.
+    """
+    trained = trained_by.get("input")
+    trained = trained if isinstance(trained, dict) else {}
+    values = {"size": size or trained.get("size", 256), "crop": crop or trained.get("crop", "opencv4")}
+    return validate(Input, values, Layers(source="--size" if size else "the checkpoint's recipe"))
 
 
 S = TypeVar("S", bound=Section)

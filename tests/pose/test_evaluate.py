@@ -141,7 +141,7 @@ def test_bad_input_exits_with_2_and_one_sentence(
         ((published, tmp_path / "nowhere"), "nowhere: no such folder or file"),
         ((published, tmp_path), "no such list"),
         ((published, data, "--batch-size", "0"), "--batch-size 0"),
-        ((published, data, "--size", "4"), "--size 4"),
+        ((published, data, "--size", "4"), "--size: size: must be"),
         ((published, data, "--images", tmp_path), "--images"),
         ((published, data, "--out", "/proc/nothing"), "/proc/nothing"),
     ]
