@@ -17,6 +17,7 @@ import pytest
 from conftest import REPOSITORY, tiny_recipe, write_face_set, write_yaml
 
 from bench.result import Result, read_result
+from bench.store import claim
 from bench.trial import process_environment
 from pose.recipe import Recipe
 
@@ -139,6 +140,14 @@ def test_a_trial_that_crashes_is_missing_and_does_not_stop_the_others(tmp_path: 
     assert failure["message"] in (tmp_path / "out" / "report.html").read_text().replace("&#39;", "'")
 
 
+def test_a_second_launcher_on_a_folder_says_so_and_stops(tmp_path: Path, face_set: Path) -> None:
+    with claim(tmp_path / "out"):
+        second = run(config(tmp_path, face_set), "--out", tmp_path / "out")
+    assert second.returncode == 2
+    assert f"another launcher (process {os.getpid()}) is at work here" in second.stderr
+    assert not (tmp_path / "out" / "trials").exists()
+
+
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, face_set: Path) -> None:
     path = config(tmp_path, face_set, train={"steps": 400, "checkpoint_every": 5, "log_every": 5})
     command = [sys.executable, "-m", "bench.run", str(path), "--out", str(tmp_path / "out")]
@@ -148,9 +157,6 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, face_set: Path)
         assert time.monotonic() < deadline
         assert launcher.poll() is None, launcher.communicate()
         time.sleep(0.05)
-    second = run(path, "--out", tmp_path / "out")
-    assert second.returncode == 2
-    assert f"another launcher (process {launcher.pid}) is at work here" in second.stderr
     launcher.send_signal(signal.SIGINT)
     _, errors = launcher.communicate(timeout=60)
     assert launcher.returncode == 130
