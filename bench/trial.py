@@ -79,10 +79,9 @@ def _run(folder: Path) -> Result:
     from bench.environment import environment
     from bench.op_error import op_error
     from pose.data.source import load_split
-    from pose.evaluator import evaluate, open_test_loader
+    from pose.evaluator import Evaluator
     from pose.geometry import PADDING
     from pose.metrics import mean_shape, mean_shape_nme, subset_rows
-    from pose.model import DeepPose
     from pose.precision import select_device
     from pose.trainer import total_steps, train
 
@@ -93,27 +92,13 @@ def _run(folder: Path) -> Result:
     train_faces, test_faces = load_split(recipe.data, "train"), load_split(recipe.data, "test")
     error = op_error(recipe.loss, recipe.train.precision, device)  # before hours of training, not after
     status.write("training", total_steps(recipe.train, len(train_faces)))
-    test_loader = open_test_loader(test_faces, recipe.input, device)
+    evaluator = Evaluator(test_faces, recipe.input, recipe.evaluate, device)
     data_seconds = time.perf_counter() - begun
 
-    def score(model: DeepPose) -> float:
-        result = evaluate(
-            model, test_faces, test_loader, config=recipe.input, options=recipe.evaluate, device=device, shown=False
-        )
-        return float(result.nme.mean())
-
-    trained = train(recipe, train_faces, folder, seed=spec["seed"], validate=score, on_look=status.look)
+    trained = train(recipe, train_faces, folder, seed=spec["seed"], validate=evaluator.score, on_look=status.look)
     status.write("evaluating", trained.steps)
     evaluation_begun = time.perf_counter()
-    evaluation = evaluate(
-        trained.model,
-        test_faces,
-        test_loader,
-        config=recipe.input,
-        options=recipe.evaluate,
-        device=device,
-        shown=False,
-    )
+    evaluation = evaluator.evaluate(trained.model, shown=False)
     evaluation_seconds = time.perf_counter() - evaluation_begun
     shape = mean_shape(train_faces.points, train_faces.center, train_faces.side * PADDING)
     shape_nme = mean_shape_nme(shape, test_faces.points, test_faces.center, test_faces.side * PADDING)

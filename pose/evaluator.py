@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,10 @@ from pose.data.faces import Faces
 from pose.files import replacing
 from pose.geometry import PADDING
 from pose.inputs import upright_batches
-from pose.loader import Loader, open_loader
+from pose.loader import open_loader
 from pose.metrics import SubsetRow, nme, subset_rows
 from pose.model import DeepPose, decode
-from pose.precision import allow_tf32, autocast, parameter_dtype
+from pose.precision import autocast, parameter_dtype, tf32
 from pose.predictor import predict_batch
 from pose.progress import progress
 from pose.recipe import Evaluate, Input
@@ -53,41 +54,50 @@ class Evaluation:
             np.savez_compressed(file, **everything)
 
 
-def open_test_loader(faces: Faces, config: Input, device: torch.device) -> Loader:
-    """A loader whose regions hold the upright crops."""
-    label = "decoding test faces"
-    return open_loader(faces, config.images, reach=1.0, workers=config.workers, device=device, label=label)
+class Evaluator:
+    """Faces made ready once, their pictures decoded; evaluates any number of models on them."""
 
+    def __init__(self, faces: Faces, config: Input, options: Evaluate, device: torch.device) -> None:
+        self.faces = faces
+        self.config = config
+        self.options = options
+        self.device = device
+        label = "decoding test faces"
+        self.loader = open_loader(
+            faces, config.images, reach=1.0, workers=config.workers, device=device, label=label
+        )  # a reach of 1: crops are upright, and as large as the padded square
 
-@torch.inference_mode()
-def evaluate(
-    model: DeepPose,
-    faces: Faces,
-    loader: Loader,
-    *,
-    config: Input,
-    options: Evaluate,
-    device: torch.device,
-    shown: bool = True,
-) -> Evaluation:
-    """Predict all `faces` with `model`, which is moved to `device` and put into evaluation mode."""
-    dtype = parameter_dtype(options.precision)
-    allow_tf32(options.precision)
-    model = model.to(device, dtype).eval()
-    points = np.empty((len(faces), model.num_landmarks, 2))
-    done = 0
-    batches = upright_batches(loader, faces, config=config, batch_size=options.batch_size, device=device, dtype=dtype)
-    with progress("evaluating", len(faces), shown=shown) as update:
-        for pixels in batches:
-            with autocast(options.precision, device):
-                output = predict_batch(
-                    model, pixels, flip_test=options.flip_test, shift=options.flip_shift / config.size
-                )
-            rows = slice(done, done + len(pixels))
-            points[rows] = decode(output.double().cpu().numpy(), faces.center[rows], faces.side[rows] * PADDING)
-            done += len(pixels)
-            update(done)
-    return Evaluation(faces, points, nme(points, faces.points))
+    @torch.inference_mode()
+    def evaluate(self, model: DeepPose, *, shown: bool = True) -> Evaluation:
+        """Predict all faces. `model` is left as it is, in its training or evaluation mode and its dtype."""
+        faces, options = self.faces, self.options
+        dtype = parameter_dtype(options.precision)
+        if model.training or model.head.weight.dtype != dtype or model.head.weight.device != self.device:
+            model = copy.deepcopy(model).to(self.device, dtype).eval()
+        points = np.empty((len(faces), model.num_landmarks, 2))
+        done = 0
+        batches = upright_batches(
+            self.loader,
+            faces,
+            config=self.config,
+            batch_size=options.batch_size,
+            device=self.device,
+            dtype=dtype,
+        )
+        shift = options.flip_shift / self.config.size
+        with tf32(options.precision), progress("evaluating", len(faces), shown=shown) as update:
+            for pixels in batches:
+                with autocast(options.precision, self.device):
+                    output = predict_batch(model, pixels, flip_test=options.flip_test, shift=shift)
+                rows = slice(done, done + len(pixels))
+                points[rows] = decode(output.double().cpu().numpy(), faces.center[rows], faces.side[rows] * PADDING)
+                done += len(pixels)
+                update(done)
+        return Evaluation(faces, points, nme(points, faces.points))
+
+    def score(self, model: DeepPose) -> float:
+        """Mean NME, a fraction."""
+        return float(self.evaluate(model, shown=False).nme.mean())
 
 
 def table(rows: Iterable[SubsetRow]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -24,14 +25,19 @@ def parameter_dtype(precision: str) -> torch.dtype:
     return torch.float64 if precision == "fp64" else torch.float32
 
 
-def allow_tf32(precision: str) -> None:
-    """Let float32 products on a GPU round their operands to TF32, or forbid it, for this process.
+@contextmanager
+def tf32(precision: str) -> Iterator[None]:
+    """While the block runs, let float32 products on a GPU round their operands to TF32, or forbid it.
 
     torch permits TF32 in convolutions unless told otherwise, so "fp32" has to forbid it.
     """
-    allowed = precision in ("tf32", "bf16", "fp16")
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    torch.backends.cudnn.allow_tf32 = allowed
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = precision in ("tf32", "bf16", "fp16")
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:

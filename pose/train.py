@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from pose.errors import InputError, run_command
 
 if TYPE_CHECKING:
-    from pose.model import DeepPose
     from pose.recipe import Recipe
     from pose.trainer import Look
 
@@ -46,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(recipe: Recipe, out: Path, seed: int) -> int:
     from pose.data.source import load_split
-    from pose.evaluator import evaluate, open_test_loader, table
+    from pose.evaluator import Evaluator, table
     from pose.files import writable_folder
     from pose.precision import select_device
     from pose.progress import progress
@@ -55,30 +54,21 @@ def _run(recipe: Recipe, out: Path, seed: int) -> int:
     device = select_device(recipe.train.device)
     writable_folder(out)
     train_faces, test_faces = load_split(recipe.data, "train"), load_split(recipe.data, "test")
-    test_loader = open_test_loader(test_faces, recipe.input, device)
-
-    def score(model: DeepPose) -> float:
-        result = evaluate(
-            model, test_faces, test_loader, config=recipe.input, options=recipe.evaluate, device=device, shown=False
-        )
-        return float(result.nme.mean())
-
+    evaluator = Evaluator(test_faces, recipe.input, recipe.evaluate, device)
     try:
         with progress("training", total_steps(recipe.train, len(train_faces))) as update:
 
             def on_look(look: Look) -> None:
                 update(look.step, f"epoch {look.epoch + 1}, loss {look.loss:.4g}, {look.images_per_second:.0f} img/s")
 
-            trained = train(recipe, train_faces, out, seed=seed, validate=score, on_look=on_look)
+            trained = train(recipe, train_faces, out, seed=seed, validate=evaluator.score, on_look=on_look)
     except NonFiniteLoss as error:
         print(f"error: {error}; the pictures of its batch:", *error.faces, sep="\n  ", file=sys.stderr)
         return EXIT_UNFINISHED
     except Interrupted as error:
         print(error, file=sys.stderr)
         return EXIT_UNFINISHED
-    result = evaluate(
-        trained.model, test_faces, test_loader, config=recipe.input, options=recipe.evaluate, device=device
-    )
+    result = evaluator.evaluate(trained.model)
     result.save(out / "faces.npz")
     print(table(result.rows()))
     print(f"{out / 'checkpoint.pt'}: {trained.steps} steps, final loss {trained.final_loss:.4g}")

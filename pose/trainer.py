@@ -26,7 +26,7 @@ from pose.loader import open_loader, training_reach
 from pose.metrics import mean_shape
 from pose.model import DeepPose, initialise, load_imagenet, start_at
 from pose.order import BatchOrder
-from pose.precision import allow_tf32, autocast, parameter_dtype, select_device
+from pose.precision import autocast, parameter_dtype, select_device, tf32
 from pose.recipe import Recipe, Train
 from pose.schedule import constant, cosine, learning_rate, scale_for_batch
 from pose.stop import stop_requests
@@ -113,7 +113,6 @@ def train(
     checkpoint_every = config.checkpoint_every or order.steps_per_epoch
     base_lr = _base_learning_rate(config, say)
     micro_batches = config.batch_size // (config.micro_batch or config.batch_size)
-    allow_tf32(config.precision)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
 
@@ -169,7 +168,7 @@ def train(
     first_step_seconds = None
     clock = Clock()
 
-    with stop_requests() as stop:
+    with tf32(config.precision), stop_requests() as stop:
         for step in range(start, steps):
             # 1. the batch
             input_begun = time.perf_counter()
@@ -237,9 +236,7 @@ def train(
                         what = f"the weights after step {done} are not finite"
                         raise NonFiniteLoss(done, what, pictures_of(step), last_good)
                     if evaluation_due and validate is not None:
-                        model.eval()
                         score = validate(model)
-                        model.train()
                         say(f"epoch {order.epoch(step) + 1}: test NME {100 * score:.2f}")
                         if score < best:
                             best = score

@@ -18,7 +18,7 @@ from pose.checkpoint import save_mmpose
 from pose.data.wflw import load_wflw
 from pose.errors import run_command
 from pose.evaluate import main
-from pose.evaluator import evaluate, open_test_loader, table
+from pose.evaluator import Evaluator, table
 from pose.geometry import PADDING, crop_matrix
 from pose.metrics import SubsetRow
 from pose.model import DeepPose
@@ -45,13 +45,11 @@ def test_evaluation_is_crop_forward_flip_test_decode_and_nme_written_out(wflw_sa
     import cv2
 
     faces = load_wflw(wflw_samples / "wflw_mini", "test")
-    model = DeepPose("tiny", seed=3)
+    model = DeepPose("tiny", seed=3).eval()
     with torch.no_grad():
         model.head.weight.mul_(30)  # so that the points spread and mirror images differ
     config, options = Input(size=96, crop="opencv4"), Evaluate(batch_size=3)
-    result = evaluate(
-        model, faces, open_test_loader(faces, config, CPU), config=config, options=options, device=CPU, shown=False
-    )
+    result = Evaluator(faces, config, options, CPU).evaluate(model, shown=False)
     pairs = [*((i, 32 - i) for i in range(16)), *((33 + i, 46 - i) for i in range(5)), (38, 50), (39, 49), (40, 48)]
     pairs += [(41, 47), *((60 + i, 72 - i) for i in range(5)), (65, 75), (66, 74), (67, 73), (55, 59), (56, 58)]
     pairs += [(76, 82), (77, 81), (78, 80), (87, 83), (86, 84), (88, 92), (89, 91), (95, 93), (96, 97)]
@@ -74,6 +72,18 @@ def test_evaluation_is_crop_forward_flip_test_decode_and_nme_written_out(wflw_sa
         distances = np.sqrt(((result.points[face] - true) ** 2).sum(1))
         corners = np.sqrt(((true[60] - true[72]) ** 2).sum())
         assert result.nme[face] == pytest.approx(distances.mean() / corners, rel=1e-12)
+
+
+def test_evaluation_leaves_the_model_and_the_number_format_as_they_were(face_set: Path) -> None:
+    model = DeepPose("tiny", seed=3).double().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    evaluator = Evaluator(load_wflw(face_set, "test"), Input(size=64, crop="exact"), Evaluate(precision="tf32"), CPU)
+    assert np.isfinite(evaluator.score(model))
+    assert model.training
+    assert all(value.dtype == before[name].dtype for name, value in model.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert flags == (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
 
 
 @pytest.mark.parametrize("form", ["official", "json"])

@@ -15,6 +15,7 @@ from pose.checkpoint import load_checkpoint
 from pose.criterion import backward
 from pose.data.wflw import load_wflw
 from pose.errors import InputError
+from pose.evaluator import Evaluator
 from pose.order import BatchOrder
 from pose.recipe import Recipe
 from pose.trainer import BEST, CURVE, LAST, Interrupted, Look, NonFiniteLoss, Trained, train
@@ -195,6 +196,17 @@ def test_the_best_checkpoint_is_the_one_with_the_lowest_nme(face_set: Path, tmp_
     assert load_checkpoint(tmp_path / BEST).step == 6
     assert load_checkpoint(tmp_path / LAST).step == 12
     assert load_checkpoint(tmp_path / LAST).extra["best_nme"] == 0.1
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp32"])
+def test_evaluating_now_and_then_does_not_change_the_run(face_set: Path, tmp_path: Path, precision: str) -> None:
+    settings = recipe(face_set)
+    evaluator = Evaluator(load_wflw(face_set, "test"), settings.input, settings.evaluate, torch.device("cpu"))
+    changes = {"train": {"steps": None, "epochs": 2, "evaluate_every": 1, "precision": precision}}
+    watched = run(face_set, tmp_path / "a", validate=evaluator.score, **changes)
+    alone = run(face_set, tmp_path / "b", **changes)
+    assert same_bits(weights(watched), weights(alone))
+    assert (tmp_path / "a" / BEST).exists()
 
 
 def test_a_checkpoint_of_another_run_is_refused_by_what_differs(face_set: Path, tmp_path: Path) -> None:
