@@ -9,13 +9,13 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from pose.errors import InputError
-from pose.recipe import Count, PositiveFloat, Recipe, Section, validate
+from pose.recipe import NAME, PositiveFloat, Recipe, Section, Seed, validate
 from pose.yaml_layers import Layers, merge, read_layers
 
 # What a variant may change. The data is the experiment's: faces are compared one by one.
 VARIABLE = ("input", "model", "loss", "train", "evaluate")
 
-VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+VariantName = Annotated[str, Field(pattern=NAME)]
 
 
 class Gates(Section):
@@ -28,7 +28,7 @@ class Gates(Section):
 class Experiment(Recipe):
     variants: Annotated[dict[VariantName, dict[str, Any]], Field(min_length=1)] = Field({"baseline": {}})
     baseline: str = ""  # by default the first variant
-    seeds: Annotated[list[Count], Field(min_length=1)] = Field([0])
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field([0])
     gates: Gates = Gates()
 
     def recipe(self) -> dict[str, Any]:

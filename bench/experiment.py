@@ -157,7 +157,7 @@ def read_curve(trial: Path) -> Curve:
             for number, row in enumerate(csv.DictReader(file), start=2):
                 try:
                     rows[int(row["step"])] = float(row["loss"])
-                except (KeyError, TypeError, ValueError):
+                except (KeyError, TypeError, ValueError, OverflowError):
                     raise InputError(f"{path}: line {number} has no step and loss") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None

@@ -27,6 +27,8 @@ def judge(gates: Gates, results: Sequence[Result]) -> list[Gate]:
 
 def _op_error(result: Result, label: str) -> Gate:
     error = result.op_error
+    if error.loss_relative is None or error.gradient_ulp is None:
+        return Gate(gate="op error", variant=result.variant, passed=False, detail=f"{label}: not a finite number")
     passed = error.loss_relative <= error.loss_relative_limit and error.gradient_ulp <= error.gradient_ulp_limit
     detail = (
         f"{label}: {error.dtype} loss {error.loss_relative:.1e} of {error.loss_relative_limit:.0e}, "

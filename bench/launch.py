@@ -48,12 +48,15 @@ def finished_result(trial: Trial, out: Path) -> Result | None:
     except InputError as error:
         print(f"warning: {error}; the trial runs again", file=sys.stderr)
         return None
-    return result if result is not None and result.trial == trial.id else None
+    if result is None:
+        return None
+    same = (result.trial, result.experiment, result.variant, result.seed)
+    return result if same == (trial.id, trial.experiment, trial.variant, trial.seed) else None
 
 
 def _run(trial: Trial, folder: Path, label: str) -> Finished:
     write_spec(trial, folder)
-    (folder / RESULT).unlink(missing_ok=True)  # an unreadable one
+    (folder / RESULT).unlink(missing_ok=True)  # one that was not readable, or of another experiment
     (folder / STATUS).unlink(missing_ok=True)
     with progress(label, trial.recipe.train.steps or 1) as update:
 

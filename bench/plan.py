@@ -31,16 +31,19 @@ class Trial:
         return out / "trials" / self.id
 
 
-def plan(experiment: Experiment, recipes: Mapping[str, Recipe]) -> list[Trial]:
-    """Trials in the order they run: seed by seed, so that an early stop leaves whole pairs."""
+def plan(experiment: Experiment, recipes: Mapping[str, Recipe], faces: str) -> list[Trial]:
+    """Trials in the order they run: seed by seed, so that an early stop leaves whole pairs.
+
+    faces: a digest of the training and test faces, which are part of what decides a result.
+    """
     return [
-        Trial(_trial_id(variant, seed, recipe), experiment.name, variant, seed, recipe)
+        Trial(_trial_id(variant, seed, recipe, faces), experiment.name, variant, seed, recipe)
         for seed in experiment.seeds
         for variant, recipe in recipes.items()
     ]
 
 
-def _trial_id(variant: str, seed: int, recipe: Recipe) -> str:
-    deciding = [SCHEMA_VERSION, seed, recipe.model_dump(mode="json", exclude=_WITHOUT_EFFECT)]
+def _trial_id(variant: str, seed: int, recipe: Recipe, faces: str) -> str:
+    deciding = [SCHEMA_VERSION, faces, seed, recipe.model_dump(mode="json", exclude=_WITHOUT_EFFECT)]
     digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
     return f"{variant}-s{seed}-{digest[:10]}"

@@ -36,8 +36,8 @@ def build(folder: Path | str) -> Path:
 def write_report(experiment: Experiment) -> Path:
     """As `build`, of an experiment that was read already."""
     page = experiment.folder / PAGE
-    write_atomically(experiment.folder / TABLE, csv_text(experiment).encode())
-    write_atomically(page, html_text(experiment).encode())
+    write_atomically(experiment.folder / TABLE, csv_text(experiment).encode(errors="backslashreplace"))
+    write_atomically(page, html_text(experiment).encode(errors="backslashreplace"))
     return page
 
 
@@ -184,7 +184,7 @@ def _commands(experiment: Experiment) -> str:
 
     from bench.experiment import CONFIG
 
-    folder = Path("results") / experiment.folder.resolve().name
+    folder = experiment.folder
     commits = {trial.result.environment.commit for trial in experiment.results} - {None}
     return "\n".join(
         [

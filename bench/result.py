@@ -17,10 +17,11 @@ Numbers that do not exist (the NME of an empty subset) are null, never NaN.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from pose.errors import InputError
 from pose.files import write_atomically
@@ -31,7 +32,14 @@ FAILURE = "failure.json"
 
 
 class Record(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True, ser_json_inf_nan="null")  # a newer minor field does no harm
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)  # a newer minor field does no harm
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Measured = Annotated[float | None, BeforeValidator(_finite)]  # None where there is no number, or none that is finite
 
 
 class Environment(Record):
@@ -55,9 +63,9 @@ class SubsetMetrics(Record):
     """One row of the NME table; all three are None for a subset without faces."""
 
     count: int
-    nme: float | None  # mean over faces, fraction of the inter-ocular distance
-    failure_rate: float | None  # share of faces with an NME above 0.10
-    auc: float | None  # area under the CED up to 0.10, as a fraction of the best possible
+    nme: Measured  # mean over faces, fraction of the inter-ocular distance
+    failure_rate: Measured  # share of faces with an NME above 0.10
+    auc: Measured  # area under the CED up to 0.10, as a fraction of the best possible
 
 
 class Throughput(Record):
@@ -86,8 +94,8 @@ class OpError(Record):
 
     dtype: str
     elements: int
-    loss_relative: float
-    gradient_ulp: float  # largest error in units in the last place of the gradient's dtype
+    loss_relative: Measured
+    gradient_ulp: Measured  # largest error in units in the last place of the gradient's dtype
     loss_relative_limit: float
     gradient_ulp_limit: float
 
@@ -104,6 +112,12 @@ class Failure(Record):
     log: str | None = None
 
 
+def _with_test(table: dict[str, SubsetMetrics]) -> dict[str, SubsetMetrics]:
+    if "test" not in table:
+        raise ValueError("the row of the whole test set is missing")
+    return table
+
+
 class Result(Record):
     schema_version: Literal[1] = 1
     trial: str  # stable id: changes with everything in the config that can change the result
@@ -115,9 +129,14 @@ class Result(Record):
     train_faces: int
     test_faces: int
     steps: int
-    final_loss: float | None
-    metrics: dict[str, SubsetMetrics]  # "test", then the subsets of pose.landmarks.ATTRIBUTES that are known
-    mean_shape: dict[str, SubsetMetrics]  # the same for predicting the mean training shape
+    resumed_at: int = 0  # the step that the process which finished the trial went on from: its timings are of the rest
+    final_loss: Measured
+    metrics: Annotated[
+        dict[str, SubsetMetrics], AfterValidator(_with_test)
+    ]  # "test", then the subsets of pose.landmarks.ATTRIBUTES that are known
+    mean_shape: Annotated[
+        dict[str, SubsetMetrics], AfterValidator(_with_test)
+    ]  # the same for predicting the mean training shape
     throughput: Throughput | None
     timings: Timings
     op_error: OpError
@@ -145,7 +164,7 @@ R = TypeVar("R", bound="Record")
 def _read(path: Path, kind: type[R]) -> R:
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from None
     version = content.get("schema_version", SCHEMA_VERSION) if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:

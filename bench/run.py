@@ -13,7 +13,7 @@ EXIT_GATE, EXIT_MISSING = 1, 3
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "smoke.yaml"
 
 EPILOG = """exit codes: 0 all trials done and every gate passed; 1 a gate failed; 2 the input is wrong or the output
-cannot be written; 3 trials are missing (crashed, non-finite loss, interrupted)"""
+cannot be written; 3 trials are missing (crashed, non-finite loss, cancelled); 130 interrupted: start again to go on"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,17 +43,20 @@ def _run(config: Path, settings: Sequence[str], out: Path | None) -> int:
     from bench.gates import judge, write_gates
     from bench.launch import finished_result, launch
     from bench.plan import plan
+    from bench.preflight import refuse_impossible
     from bench.report import write_report
     from bench.store import claim, write_contact_sheet, write_experiment
     from bench.terminal import show
-    from pose.data.source import load_split
+    from pose.data.source import fingerprint, load_split
 
     experiment, recipes = load_experiment(config, settings)
-    trials = plan(experiment, recipes)
+    refuse_impossible(recipes)
+    # Makes a synthetic set once, and finds missing files before any trial
+    train_faces, test_faces = (load_split(experiment.data, split) for split in ("train", "test"))
+    trials = plan(experiment, recipes, fingerprint(experiment.data, train_faces, test_faces))
     out = out if out is not None else Path("results") / experiment.name
     with claim(out):
-        load_split(experiment.data, "train")  # makes a synthetic set once, and finds missing files before any trial
-        write_contact_sheet(load_split(experiment.data, "test"), out)
+        write_contact_sheet(test_faces, out)
         write_experiment(experiment, trials, out)
         unusable_input = launch(trials, out)
 

@@ -13,11 +13,12 @@ import numpy as np
 import yaml
 
 from bench.config import Experiment
-from bench.experiment import CONFIG, CONTACT_SHEET
+from bench.experiment import CONFIG, CONTACT_SHEET, GATES
 from bench.plan import Trial
 from pose.data.faces import Faces
 from pose.errors import InputError
 from pose.files import writable_folder, write_atomically
+from pose.yaml_layers import dump_yaml
 
 SHEET_FACES, SHEET_COLUMNS, SHEET_TILE = 24, 6, 224
 
@@ -43,13 +44,14 @@ def write_experiment(experiment: Experiment, trials: Sequence[Trial], out: Path)
     if path.exists():
         try:
             before = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError):
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
             raise InputError(f"{path}: not YAML; remove it or choose another --out") from None
         name = before.get("name") if isinstance(before, dict) else None
         if name != experiment.name:
             raise InputError(f"{path}: holds the experiment {name!r}, not {experiment.name!r}; choose another --out")
     record = {**experiment.model_dump(mode="json"), "trials": [trial.id for trial in trials]}
-    write_atomically(path, yaml.safe_dump(record, sort_keys=False, allow_unicode=True).encode())
+    (out / GATES).unlink(missing_ok=True)  # verdicts on results that this run may replace
+    write_atomically(path, dump_yaml(record).encode())
 
 
 def write_contact_sheet(faces: Faces, out: Path) -> None:

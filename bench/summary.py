@@ -245,6 +245,10 @@ def cautions(experiment: Experiment) -> list[str]:
     dirty = [trial for trial in experiment.results if trial.result.environment.dirty]
     if dirty:
         found.append(f"Uncommitted changes were in the checkout of {_names(dirty, len(experiment.results))}.")
+    resumed = [trial for trial in experiment.results if trial.result.resumed_at]
+    if resumed:
+        names = _names(resumed, len(experiment.results))
+        found.append(f"The timings of {names} are of the part after an interruption.")
     for subset, text in zip(SUBSETS, face_counts(experiment), strict=True):
         if "–" in text:
             found.append(f"The trials have different numbers of test faces in the subset {subset}: {text}.")
@@ -311,7 +315,9 @@ def _state(tables: Iterable[Mapping[str, SubsetMetrics]], subset: str) -> Litera
 def _strain(error: OpError) -> float:
     """The larger of the two errors, each in parts of its limit."""
     pairs = ((error.loss_relative, error.loss_relative_limit), (error.gradient_ulp, error.gradient_ulp_limit))
-    return max(math.inf if not value <= limit else value / limit if limit else 0.0 for value, limit in pairs)
+    return max(
+        math.inf if value is None or value > limit else value / limit if limit else 0.0 for value, limit in pairs
+    )
 
 
 def rate_text(value: float) -> str:

@@ -19,8 +19,8 @@ def show(experiment: Experiment, console: Console | None = None) -> None:
     """Print the verdict, the NME table, throughput, gates, failures and warnings."""
     if console is None:
         console = Console(highlight=False)
-        if not console.is_terminal:
-            console = Console(highlight=False, width=PLAIN_WIDTH)
+        # A line that a narrow terminal wraps can be read, a number that the table cuts cannot
+        console = Console(highlight=False, width=max(console.width, 80) if console.is_terminal else PLAIN_WIDTH)
     found = verdict(experiment)
     console.print()
     console.print(Text(f"{experiment.name}: {found.sentence}", style=f"bold {COLORS[found.state]}"))

@@ -123,6 +123,7 @@ def _run(folder: Path) -> Result:
         train_faces=len(train_faces),
         test_faces=len(test_faces),
         steps=trained.steps,
+        resumed_at=trained.resumed_at,
         final_loss=trained.final_loss,
         metrics=_metrics(evaluation.rows()),
         mean_shape=_metrics(subset_rows(shape_nme, test_faces.attributes, test_faces.attributes_known)),

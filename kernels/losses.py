@@ -124,7 +124,7 @@ def wing_loss_and_grad(
 ) -> tuple[Tensor, Tensor]:
     """`wing_loss` and its gradient for pred, without autograd: `pred.backward(grad)` does the rest.
 
-    scale: a number or a tensor of one element, read on its device; multiplies the gradient, not the loss, before the
+    scale: a number or a 0-dimensional tensor, read on its device; multiplies the gradient, not the loss, before the
     gradient is rounded to pred's dtype (a loss scale, or 1 / accumulation steps).
     Returns (loss, grad), neither attached to a graph. The rest as in `wing_loss`; reduction "none" is a ValueError.
     """

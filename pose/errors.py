@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 EXIT_INPUT = 2  # the user's input is wrong, or the output cannot be written
 
@@ -30,13 +33,21 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     """Run a command's `main` and exit with its code.
 
     What a user can put right (`InputError`, a full disk, a folder that cannot be written) is printed as one
-    sentence without a traceback, and the exit code is 2.
+    sentence without a traceback, and the exit code is 2. SIGTERM unwinds like Ctrl-C, so that what is half made is
+    removed; a reader that goes away ends the command like the signal it stands for.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         code = main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = EXIT_INPUT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter fails again as it flushes
+        code = 128 + signal.SIGPIPE
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
@@ -46,4 +57,10 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.exit(code)
+
+
+def _terminate(*_: Any) -> NoReturn:
+    sys.exit(128 + signal.SIGTERM)

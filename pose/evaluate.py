@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from pose.errors import InputError, run_command
+from pose.errors import run_command
 
 EPILOG = """CHECKPOINT is a published MMPose file (.pth) or one that pose.train wrote. DATA is a folder in WFLW's
 official layout (it holds WFLW_images and WFLW_annotations) or an annotation file in MMPose's JSON form. The defaults
@@ -46,17 +46,14 @@ def _run(options: argparse.Namespace) -> int:
     from pose.files import writable_folder, write_atomically
     from pose.landmarks import ATTRIBUTES
     from pose.precision import select_device
-    from pose.recipe import Evaluate, prediction_input
+    from pose.recipe import Evaluate, prediction_input, validate
+    from pose.yaml_layers import Layers
 
     device = select_device(options.device)
     if options.out is not None:
         writable_folder(options.out)
-    evaluation = Evaluate(
-        batch_size=_at_least_one("--batch-size", options.batch_size),
-        flip_test=options.flip_test,
-        flip_shift=options.flip_shift,
-        precision=options.precision,
-    )
+    named = ("batch_size", "flip_test", "flip_shift", "precision")
+    evaluation = validate(Evaluate, {name: getattr(options, name) for name in named}, Layers(source="command line"))
     model, recipe = load_model_and_recipe(options.checkpoint)
     config = prediction_input(recipe, options.size, options.crop)
 
@@ -76,12 +73,6 @@ def _run(options: argparse.Namespace) -> int:
         result.save(options.out / "faces.npz")
         print(f"wrote {options.out / 'metrics.json'} and {options.out / 'faces.npz'}")
     return 0
-
-
-def _at_least_one(option: str, value: int) -> int:
-    if value < 1:
-        raise InputError(f"{option} {value}: 1 or more is wanted")
-    return value
 
 
 def _null(value: Any) -> Any:

@@ -48,7 +48,7 @@ class Evaluation:
                 side=faces.side,
                 attributes=faces.attributes,
                 attributes_known=faces.attributes_known,
-                image=np.array([str(path) for path in faces.image]),
+                image=np.array([str(path.absolute()) for path in faces.image]),
                 **columns,
             )
             np.savez_compressed(file, **everything)

@@ -58,7 +58,8 @@ def crop_matrix(center: ArrayLike, side: ArrayLike, rotation: ArrayLike = 0.0, s
     turns the content counter-clockwise on the screen. size: the crop's side in pixels.
     Returns (2, 3), or (N, 2, 3) if any argument has a batch dimension.
 
-    As published: three point pairs, whose source is rounded to float32, solved in float64. (The closed form
+    As published: three point pairs, whose source is rounded to float32, solved in float64 with the bits of OpenCV's
+    getAffineTransform. (The closed form
     size / side * rotation differs by up to 3e-3 px where rotation is not 0.)
     Raises ValueError for wrong shapes, values that are not finite, and a side that is not positive or, beside the
     centre's coordinates, lost in float32.
@@ -91,17 +92,45 @@ def crop_matrix(center: ArrayLike, side: ArrayLike, rotation: ArrayLike = 0.0, s
     edge = p0 - p1
     p2 = p1 + np.stack([-edge[..., 1], edge[..., 0]], axis=-1)
 
-    # Rows of the linear part from (p1 - p0) -> (0, -half) and (p2 - p0) -> (-half, -half), by Cramer's rule
     half = size / 2
-    ux, uy = np.moveaxis(p1.astype(np.float64) - p0, -1, 0)
-    vx, vy = np.moveaxis(p2.astype(np.float64) - p0, -1, 0)
-    determinant = ux * vy - uy * vx
-    if not (determinant != 0).all():
+    source = np.stack([p0, p1, p2], axis=-2).astype(np.float64).reshape(-1, 3, 2)
+    matrix = _affine_through(source, np.array([[half, half], [half, 0.0], [0.0, 0.0]]))
+    if not np.isfinite(matrix).all():
         raise ValueError(f"side {side.min()} is too small to tell from the centre's rounding to float32")
-    linear = np.stack([half * uy, -half * ux, half * (uy - vy), half * (vx - ux)], axis=-1) / determinant[..., None]
-    linear = linear.reshape(*shape, 2, 2)
-    shift = half - (linear * p0.astype(np.float64)[..., None, :]).sum(axis=-1)
-    return np.concatenate([linear, shift[..., None]], axis=-1)
+    return matrix.reshape(*shape, 2, 3)
+
+
+def _affine_through(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The affine maps (N, 2, 3) that take three points (N, 3, 2) to `target` (3, 2); not finite where there is none.
+
+    The system of six equations, elimination with partial pivoting and the order of every operation are those of
+    OpenCV's getAffineTransform: the fixed-point crop has exact ties (a scale of 0.75 or 1.25 without a rotation), which
+    the last bit of the matrix decides.
+    """
+    count = len(source)
+    left, right = np.zeros((count, 6, 6)), np.zeros((count, 6))
+    for point in range(3):
+        for axis in (0, 1):
+            left[:, 2 * point + axis, 3 * axis : 3 * axis + 2] = source[:, point]
+            left[:, 2 * point + axis, 3 * axis + 2] = 1
+            right[:, 2 * point + axis] = target[point, axis]
+    every = np.arange(count)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for i in range(6):
+            pivot = i + np.abs(left[:, i:, i]).argmax(axis=1)
+            left[every, i], left[every, pivot] = left[every, pivot], left[every, i].copy()
+            right[every, i], right[every, pivot] = right[every, pivot], right[every, i].copy()
+            factor = -1 / left[:, i, i]
+            for j in range(i + 1, 6):
+                alpha = left[:, j, i] * factor
+                left[:, j, i + 1 :] += alpha[:, None] * left[:, i, i + 1 :]
+                right[:, j] += alpha * right[:, i]
+        for i in range(5, -1, -1):
+            total = right[:, i]
+            for k in range(i + 1, 6):
+                total = total - left[:, i, k] * right[:, k]
+            right[:, i] = total / left[:, i, i]
+    return right.reshape(count, 2, 3)
 
 
 def transform_points(points: ArrayLike, matrix: ArrayLike) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -92,6 +93,7 @@ class DiskLoader:
             batch_sampler=[group.tolist() for group in groups],
             num_workers=self.workers,
             collate_fn=_collate,
+            worker_init_fn=_ignore_signals,
         )
         for group, images in zip(groups, loader, strict=True):
             if isinstance(images, str):
@@ -118,6 +120,12 @@ class _Regions(torch.utils.data.Dataset[Any]):
             return _region(self.faces, face, read_image(self.faces.image[face]), self.reach)
         except InputError as error:
             return str(error)
+
+
+def _ignore_signals(worker: int) -> None:
+    """A signal to the process group is for the training process, which needs its batches to finish the step."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _collate(regions: Sequence[_Region | str]) -> RaggedImages | str:

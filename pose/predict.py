@@ -89,7 +89,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("images", type=Path, nargs="+", metavar="image")
     boxes = parser.add_mutually_exclusive_group()
     boxes.add_argument(
-        "--box", action="append", metavar="X,Y,W,H", help="a face in the only image; repeat for more (pixels)"
+        "--box",
+        action="append",
+        metavar="X,Y,W,H",
+        help="a face in the only image, pixels; repeat for more; below 0: --box=-5,...",
     )
     boxes.add_argument("--boxes", type=Path, metavar="FILE", help='JSON: {"image as given here": [[x, y, w, h], ...]}')
     parser.add_argument("--out", type=Path, default=Path("predictions"), metavar="DIR", help="default: %(default)s")

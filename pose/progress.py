@@ -23,7 +23,7 @@ def progress(label: str, total: int, *, shown: bool = True) -> Iterator[Update]:
     """
     if not shown:
         yield lambda done, note="", *, total=None: None
-    elif sys.stderr.isatty():
+    elif sys.stderr is not None and sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

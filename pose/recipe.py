@@ -17,6 +17,10 @@ Count = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"  # names folders
 
 
 class Section(BaseModel):
@@ -43,7 +47,7 @@ class SyntheticData(Section):
     train: Positive = 7500
     test: Positive = 2500
     size: Annotated[int, Field(ge=64, le=1024)] = 256  # pictures' typical side in pixels
-    seed: Count = 0
+    seed: Seed = 0
 
 
 class Input(Section):
@@ -59,6 +63,12 @@ class Model(Section):
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "tiny"] = "resnet50"
     pretrained: str | None = None  # ImageNet weights: a torchvision name (IMAGENET1K_V1) or a file
     start_at_mean_shape: bool = False  # head bias = mean training shape, not the published 0
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> Model:
+        if self.backbone == "tiny" and self.pretrained is not None:
+            raise ValueError("there are no ImageNet weights for the backbone tiny; pretrained must be null")
+        return self
 
 
 class WingLoss(Section):
@@ -136,7 +146,7 @@ Loss = Annotated[WingLoss | SoftWingLoss | SmoothL1Loss, Field(discriminator="ki
 
 
 class Recipe(Section):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=NAME)]
     description: str = ""
     data: Data
     input: Input = Input()
@@ -144,6 +154,12 @@ class Recipe(Section):
     loss: Loss
     train: Train
     evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def _leaves_batch_norm_something(self) -> Recipe:
+        if (self.train.micro_batch or self.train.batch_size) == 1 and self.input.size <= 32:
+            raise ValueError("one face at a time at 32 px leaves BatchNorm one value per channel: enlarge either")
+        return self
 
 
 def load_recipe(path: Path | str, settings: Sequence[str] = ()) -> Recipe:
@@ -167,8 +183,11 @@ def prediction_input(trained_by: Mapping[str, Any], size: int | None, crop: str 
     """
     trained = trained_by.get("input")
     trained = trained if isinstance(trained, dict) else {}
-    values = {"size": size or trained.get("size", 256), "crop": crop or trained.get("crop", "opencv4")}
-    return validate(Input, values, Layers(source="--size" if size else "the checkpoint's recipe"))
+    values = {
+        "size": size if size is not None else trained.get("size", 256),
+        "crop": crop if crop is not None else trained.get("crop", "opencv4"),
+    }
+    return validate(Input, values, Layers(source="the checkpoint's recipe" if size is None else "--size"))
 
 
 S = TypeVar("S", bound=Section)
@@ -199,7 +218,7 @@ def _sentence(kind: type[Section], values: Any, error: Any, layers: Layers, unde
         message = f"{'.'.join(path)}: is missing"
     elif error["type"] in ("literal_error", "union_tag_invalid"):
         context = error["ctx"]
-        path = (*path, "kind") if error["type"] == "union_tag_invalid" else path
+        path = wrong = (*path, "kind") if error["type"] == "union_tag_invalid" else path
         given = context.get("tag", error["input"])
         expected = str(context.get("expected_tags") or context["expected"]).replace(" or ", ", ")
         choices = [choice.strip(" '") for choice in expected.split(",")]

@@ -35,8 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="initialisation, order of faces, augmentation (default 0)")
     options = parser.parse_args(arguments)
-    if options.seed < 0:
-        raise InputError(f"--seed {options.seed}: 0 or more is wanted")
+    if not 0 <= options.seed < 2**32:
+        raise InputError(f"--seed {options.seed}: 0 to 2^32 - 1 is wanted")
 
     from pose.recipe import load_recipe
 

@@ -36,7 +36,7 @@ BEST = "best.pt"
 CURVE = "curve.csv"
 
 _CURVE_COLUMNS = ("step", "epoch", "learning_rate", "loss", "images_per_second")
-# What a resumed run may change without becoming another run
+# What a resumed run may change without becoming another run (of the data, where it lies: its faces are compared)
 _FREE_TO_CHANGE = {"name", "description", "evaluate", "data"}
 _FREE_TO_CHANGE_IN_TRAIN = {"checkpoint_every", "evaluate_every", "log_every", "threads"}
 
@@ -81,6 +81,7 @@ class Trained:
     final_loss: float
     seconds: float
     first_step_seconds: float | None
+    resumed_at: int  # the step this process went on from, 0 if it began the run
     warmup_steps: int  # steps before the windows below
     window_steps: int
     windows: list[float]  # images per second of each window of steps, evaluation and checkpoints left out
@@ -116,7 +117,8 @@ def train(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
 
-    saved = _saved(folder / LAST, recipe, seed, len(faces))
+    digest = faces.digest()
+    saved = _saved(folder / LAST, recipe, seed, digest)
     if saved is not None and saved.step > steps:
         raise InputError(f"{folder / LAST}: holds {saved.step} finished steps, this recipe ends after {steps}")
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -127,16 +129,17 @@ def train(
     curve: list[tuple[Any, ...]] = []
     best = math.inf
     start = 0
+    final_loss = math.nan
     if saved is not None:
         optimizer.load_state_dict(saved.optimizer)  # type: ignore[arg-type]  # a training checkpoint has one
         if saved.scaler:
             scaler.load_state_dict(saved.scaler)
-        start, best = saved.step, saved.extra["best_nme"]
-        curve = [row for row in _read_curve(folder / CURVE) if int(row[0]) <= start]
+        start, best, final_loss = saved.step, saved.extra["best_nme"], saved.extra["final_loss"]
+        curve = [row for row in _read_curve(folder / CURVE) if row[0] <= start]
         say(f"resuming after step {start} of {steps}")
 
     def save(name: str, step: int) -> None:
-        extra = {"seed": seed, "best_nme": best, "train_faces": len(faces)}
+        extra = {"seed": seed, "best_nme": best, "training_set": digest, "final_loss": final_loss}
         state = Checkpoint(
             recipe=recipe.model_dump(mode="json"),
             step=step,
@@ -164,7 +167,6 @@ def train(
     batches = loader.batches(order.faces(step) for step in range(start, steps))
     unseen: list[tuple[int, float, Tensor]] = []  # step, learning rate, loss on the device: looked at now and then
     last_good = folder / LAST if saved is not None else None
-    final_loss = float(curve[-1][3]) if curve else math.nan
     first_step_seconds = None
     clock = Clock()
 
@@ -254,6 +256,7 @@ def train(
         final_loss=final_loss,
         seconds=time.perf_counter() - begun,
         first_step_seconds=first_step_seconds,
+        resumed_at=start,
         warmup_steps=warmup_steps,
         window_steps=config.log_every,
         windows=[window.steps * config.batch_size / window.seconds for window in windows],
@@ -297,13 +300,15 @@ def _scheduled(config: Train, step: int, steps: int, steps_per_epoch: int, base:
     return constant(step, base, config.warmup)
 
 
-def _saved(path: Path, recipe: Recipe, seed: int, train_faces: int) -> Checkpoint | None:
+def _saved(path: Path, recipe: Recipe, seed: int, training_set: str) -> Checkpoint | None:
     """The checkpoint to resume from, None without one; `InputError` if it belongs to another run."""
     if not path.exists():
         return None
     saved = load_checkpoint(path)
-    now = {**_deciding(recipe.model_dump(mode="json")), "seed": seed, "train_faces": train_faces}
-    then = {**_deciding(saved.recipe), "seed": saved.extra.get("seed"), "train_faces": saved.extra.get("train_faces")}
+    if saved.optimizer is None:
+        raise InputError(f"{path}: holds no optimizer, so training cannot go on from it")
+    now = {**_deciding(recipe.model_dump(mode="json")), "seed": seed, "training_set": training_set}
+    then = {**_deciding(saved.recipe), **{key: saved.extra.get(key) for key in ("seed", "training_set")}}
     for key in sorted(now.keys() | then.keys()):
         if now.get(key) != then.get(key):
             raise InputError(
@@ -339,5 +344,16 @@ def _write_curve(path: Path, rows: list[tuple[Any, ...]]) -> None:
 def _read_curve(path: Path) -> list[tuple[Any, ...]]:
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return [tuple(row) for row in list(csv.reader(file))[1:]]
+    rows: list[tuple[Any, ...]] = []
+    with path.open(newline="", errors="replace") as file:
+        for number, row in enumerate(csv.reader(file), start=1):
+            if number == 1:
+                continue
+            try:
+                step, epoch, *values = row
+                rows.append((int(step), int(epoch), *(float(value) for value in values)))
+                if len(values) != len(_CURVE_COLUMNS) - 2:
+                    raise ValueError
+            except (ValueError, csv.Error):
+                raise InputError(f"{path}: line {number} is damaged; remove the file to go on without it") from None
+    return rows

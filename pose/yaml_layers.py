@@ -22,9 +22,19 @@ class _Loader(yaml.SafeLoader):
     """YAML's safe loader, reading `5e-4` as a number (YAML 1.1 wants `5.0e-4` and takes the other for text)."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text that `_Loader` would read as a number."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
+
+
+def dump_yaml(values: dict[str, Any]) -> str:
+    """`values` as YAML that `read_layers` reads back."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 @dataclass
@@ -53,6 +63,10 @@ def read_layers(path: Path | str, settings: Sequence[str] = ()) -> Layers:
     layers = Layers(source=str(path))
     _add_file(layers, Path(path), below=())
     overrides, origins = _read_settings(settings)
+    for keys, place in list(origins.items()):
+        for length in range(1, len(keys)):  # a setting below a plain value replaces that value
+            if not isinstance(_value_at(layers.values, keys[:length]), dict | None):
+                origins[keys[:length]] = place
     layers.origins.update(origins)
     layers.values = merge(layers.values, overrides)
     return layers
@@ -67,6 +81,12 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         old = merged.get(key)
         merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
+
+
+def _value_at(values: Any, path: KeyPath) -> Any:
+    for key in path:
+        values = values.get(key) if isinstance(values, dict) else None
+    return values
 
 
 def _add_file(layers: Layers, path: Path, below: tuple[Path, ...]) -> None:
@@ -99,6 +119,8 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     try:
         node = loader.get_single_node()
         values = {} if node is None else _construct(loader, node, (), str(path), origins)
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
@@ -123,8 +145,8 @@ def _construct(loader: _Loader, node: yaml.Node, path: KeyPath, file: str, origi
     if not isinstance(node, yaml.MappingNode):
         try:
             return loader.construct_object(node)
-        except ValueError as error:  # a date or number that looks right and is not
-            raise InputError(f"{place}: {'.'.join(path)}: {error}") from None
+        except (ValueError, KeyError, IndexError, AttributeError) as error:  # "2020-13-45", "!!bool maybe"
+            raise InputError(f"{place}: {'.'.join(path)}: {node.value!r} is no {node.tag[18:]} ({error})") from None
     mapping: dict[str, Any] = {}
     for key_node, value_node in node.value:
         line = f"{file}:{key_node.start_mark.line + 1}"
@@ -146,10 +168,14 @@ def _read_settings(settings: Sequence[str]) -> tuple[dict[str, Any], dict[KeyPat
         path = tuple(name.strip().split("."))
         if not equals or not all(path):
             raise InputError(f"--set {setting}: key.path=value is wanted")
+        loader = _Loader(text)
         try:
-            value = yaml.load(text, Loader=_Loader)  # a SafeLoader: no objects are built
-        except (yaml.YAMLError, ValueError):
+            node = loader.get_single_node()
+            value = None if node is None else _construct(loader, node, path, f"--set {name.strip()}", {})
+        except (yaml.YAMLError, RecursionError):
             raise InputError(f"--set {setting}: the value is not YAML") from None
+        finally:
+            loader.dispose()
         target = values
         for i, key in enumerate(path[:-1]):
             target = target.setdefault(key, {})

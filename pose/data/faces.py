@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+MAX_COORDINATE = 1e6  # pixels; no picture is larger, and float32 still tells pixels apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +33,14 @@ class Faces:
 
     def __len__(self) -> int:
         return len(self.image)
+
+    def digest(self) -> str:
+        """16 hex digits that change with any point, square, attribute or name of a picture, but not with its folder."""
+        hasher = hashlib.sha256()
+        for column in (self.points, self.center, self.side, self.attributes, self.attributes_known):
+            hasher.update(np.ascontiguousarray(column).tobytes())
+        hasher.update("\n".join(path.name for path in self.image).encode(errors="surrogateescape"))
+        return hasher.hexdigest()[:16]
 
     def select(self, index: np.ndarray) -> Faces:
         """The faces at `index` (integers), in that order."""

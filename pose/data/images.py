@@ -6,10 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from pose.data.faces import Faces
 from pose.errors import InputError, refuse
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF orientation
 
 
 def read_image(path: Path | str) -> np.ndarray:
@@ -20,13 +30,23 @@ def read_image(path: Path | str) -> np.ndarray:
     path = Path(path)
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            return np.asarray(upright.convert("RGB"))
+            if image.mode in ("I", "F") or image.mode.startswith("I;"):
+                raise InputError(f"{path}: its pixels are {image.mode} (more than 8 bits); 8-bit pictures are wanted")
+            turn = _TURNS.get(_orientation(image))
+            return np.asarray((image if turn is None else image.transpose(turn)).convert("RGB"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).replace(str(path), "").strip(" '") or type(error).__name__
         raise InputError(f"{path}: not a readable image ({reason})") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) where there is none or it cannot be read, as OpenCV takes it."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow's parser meets damaged EXIF with whatever its line happens to raise
+        return 1
 
 
 def check_images_exist(faces: Faces, source: Path | str) -> None:

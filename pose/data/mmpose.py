@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pose.data.faces import Faces
+from pose.data.faces import MAX_COORDINATE, Faces
 from pose.errors import InputError, refuse
 from pose.geometry import box_to_square
-from pose.landmarks import ATTRIBUTES, NUM_LANDMARKS
+from pose.landmarks import ATTRIBUTES, EYE_CORNERS, NUM_LANDMARKS
 
+MIN_SIDE = 0.1  # pixels
 PIXEL_STD = 200.0  # `scale` is the side of the face's square in units of 200 pixels
 SUBSET_SUFFIXES = dict(zip(ATTRIBUTES, ("largepose", *ATTRIBUTES[1:]), strict=True))
 
@@ -37,7 +37,7 @@ def load_mmpose(json_path: Path | str, image_root: Path | str) -> Faces:
         label = f"annotation {annotation.get('id', number)}" if isinstance(annotation, dict) else f"annotation {number}"
         try:
             face = _points(annotation)
-            name = names.get(annotation.get("image_id"))
+            name = names.get(annotation["image_id"]) if _is_id(annotation.get("image_id")) else None
             if name is None:
                 raise ValueError(f"'image_id' {annotation.get('image_id')!r} names no image")
             if face.max() <= 0:
@@ -72,7 +72,7 @@ def _read(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from None
     for key in ("images", "annotations"):
         if not isinstance(document, dict) or not isinstance(document.get(key), list):
@@ -83,11 +83,15 @@ def _read(path: Path) -> dict[str, Any]:
 def _image_names(document: dict[str, Any]) -> tuple[dict[Any, str], list[str]]:
     names, problems = {}, []
     for number, image in enumerate(document["images"]):
-        if isinstance(image, dict) and "id" in image and isinstance(image.get("file_name"), str):
+        if isinstance(image, dict) and _is_id(image.get("id")) and isinstance(image.get("file_name"), str):
             names[image["id"]] = image["file_name"]
         else:
             problems.append(f"image {number}: 'id' and 'file_name' are needed")
     return names, problems
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int | str)
 
 
 def _points(annotation: Any) -> np.ndarray:
@@ -96,9 +100,13 @@ def _points(annotation: Any) -> np.ndarray:
         raise ValueError("not an object")
     keypoints = _numbers(annotation, "keypoints", 3 * NUM_LANDMARKS).reshape(NUM_LANDMARKS, 3)
     points = keypoints[:, :2]
+    if np.abs(points).max() > MAX_COORDINATE:
+        raise ValueError(f"'keypoints' holds a coordinate beyond {MAX_COORDINATE:g} pixels")
     if points.max() > 0 and not (keypoints[:, 2] > 0).all():
         hidden = int(np.argmax(keypoints[:, 2] <= 0))
         raise ValueError(f"'keypoints': point {hidden} is not labelled (visibility 0); WFLW labels all {NUM_LANDMARKS}")
+    if points.max() > 0 and (points[EYE_CORNERS[0]] == points[EYE_CORNERS[1]]).all():  # the unit of every error is 0
+        raise ValueError("'keypoints': the outer eye corners (points 60 and 72) coincide")
     return points
 
 
@@ -110,7 +118,7 @@ def _square(annotation: dict[str, Any]) -> tuple[np.ndarray, float]:
         center, side = box_to_square(*_numbers(annotation, "bbox", 4))
     else:
         raise ValueError("neither 'center' and 'scale' nor 'bbox'")
-    if not side > 0:
+    if not MIN_SIDE <= side <= MAX_COORDINATE:
         raise ValueError(f"the face's square has a side of {side:g} pixels")
     return np.asarray(center, dtype=np.float64), float(side)
 
@@ -124,7 +132,7 @@ def _numbers(annotation: dict[str, Any], key: str, length: int | None) -> np.nda
         raise ValueError(f"{key!r} must be {wanted}")
     if length is not None and len(flat) != length:
         raise ValueError(f"{key!r} holds {len(flat)} numbers, not {length}")
-    if not all(math.isfinite(v) for v in flat):
+    if not all(abs(v) < 10**300 for v in flat):  # not NaN, not infinite, and no integer beyond float64
         raise ValueError(f"{key!r} holds a number that is not finite")
     return np.array(flat if length is not None else flat[0], dtype=np.float64)
 
@@ -146,8 +154,9 @@ def _attributes(path: Path, images: list[Path], points: np.ndarray, root: Path) 
         members = set()
         for number, annotation in enumerate(subset["annotations"]):
             try:
-                members.add((root / names.get(annotation.get("image_id"), ""), _points(annotation).tobytes()))
-            except (ValueError, AttributeError) as error:
+                points_of = _points(annotation).tobytes()
+                members.add((root / names.get(annotation.get("image_id"), ""), points_of))
+            except (ValueError, TypeError) as error:
                 problems.append(f"annotation {number}: {error}")
         strangers = len(members - set(keys))
         if strangers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from pose.data.faces import Faces
@@ -33,6 +34,15 @@ def load_split(data: WflwData | MmposeData | SyntheticData, split: str) -> Faces
         faces = load_mmpose(source, place.images)
     check_images_exist(faces, source)
     return faces
+
+
+def fingerprint(data: WflwData | MmposeData | SyntheticData, train: Faces, test: Faces) -> str:
+    """A digest of both splits: annotations, sizes of the picture files and, for drawn faces, the renderer's version."""
+    from pose.data.synthetic import GENERATOR_VERSION
+
+    version = GENERATOR_VERSION if isinstance(data, SyntheticData) else 0
+    sizes = [path.stat().st_size for faces in (train, test) for path in faces.image]
+    return hashlib.sha256(repr((train.digest(), test.digest(), sizes, version)).encode()).hexdigest()[:16]
 
 
 def load_path(path: Path, images: Path | None, split: str) -> Faces:

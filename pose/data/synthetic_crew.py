@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -24,4 +25,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # the parent is gone, and with it everybody who wants the faces
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
-from pose.data.faces import Faces
+from pose.data.faces import MAX_COORDINATE, Faces
 from pose.errors import InputError, refuse
 from pose.geometry import square_from_points
-from pose.landmarks import ATTRIBUTES, NUM_LANDMARKS
+from pose.landmarks import ATTRIBUTES, EYE_CORNERS, NUM_LANDMARKS
 
 LIST_FOLDER = "list_98pt_rect_attr_train_test"
 IMAGE_FOLDER = "WFLW_images"
 SPLITS = ("train", "test")
 
 _COORDINATES = 2 * NUM_LANDMARKS
+_CORNERS = [slice(2 * corner, 2 * corner + 2) for corner in EYE_CORNERS]
 _NUMBERS = _COORDINATES + 4 + len(ATTRIBUTES)  # points, the detector's box, flags
 _FIELDS = _NUMBERS + 1  # and the image's path
 
@@ -66,8 +67,12 @@ def load_wflw(root: Path | str, split: str) -> Faces:
                 problems[number] = f"line {number} holds a number that is not finite"
             elif not np.isin(numbers[i, -len(ATTRIBUTES) :], (0, 1)).all():
                 problems[number] = f"line {number}: the six attribute flags (fields 201 to 206) must be 0 or 1"
+            elif np.abs(numbers[i, :_COORDINATES]).max() > MAX_COORDINATE:
+                problems[number] = f"line {number} holds a coordinate beyond {MAX_COORDINATE:g} pixels"
             elif (np.ptp(numbers[i, :_COORDINATES].reshape(-1, 2), axis=0) == 0).all():
                 problems[number] = f"line {number}: all {NUM_LANDMARKS} points coincide"
+            elif (numbers[i, _CORNERS[0]] == numbers[i, _CORNERS[1]]).all():  # the unit of every error would be 0
+                problems[number] = f"line {number}: the outer eye corners (points 60 and 72) coincide"
     if problems:
         refuse(str(path), [problems[number] for number in sorted(problems)])
 

@@ -16,7 +16,7 @@ def experiment(folder: Path, **top: Any) -> Path:
 
 
 def ids(path: Path, *settings: str) -> list[str]:
-    return [trial.id for trial in plan(*load_experiment(path, settings))]
+    return [trial.id for trial in plan(*load_experiment(path, settings), "faces")]
 
 
 def test_a_recipe_alone_is_an_experiment_of_one_variant(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_variants_of_a_file_replace_those_it_extends(tmp_path: Path) -> None:
 
 def test_trials_run_seed_by_seed(tmp_path: Path) -> None:
     path = experiment(tmp_path, variants={"a": {}, "b": {"train": {"lr": 1e-4}}}, seeds=[3, 1])
-    trials = plan(*load_experiment(path))
+    trials = plan(*load_experiment(path), "faces")
     assert [(trial.variant, trial.seed) for trial in trials] == [("a", 3), ("b", 3), ("a", 1), ("b", 1)]
     assert len({trial.id for trial in trials}) == 4
 
@@ -69,6 +69,11 @@ def test_a_trials_id_changes_with_what_can_change_its_result(tmp_path: Path, set
 def test_a_trials_id_does_not_change_with_what_cannot(tmp_path: Path, setting: str) -> None:
     path = experiment(tmp_path)
     assert ids(path) == ids(path, setting)
+
+
+def test_a_trials_id_changes_with_the_faces(tmp_path: Path) -> None:
+    loaded = load_experiment(experiment(tmp_path))
+    assert plan(*loaded, "faces")[0].id != plan(*loaded, "other faces")[0].id
 
 
 @pytest.mark.parametrize(

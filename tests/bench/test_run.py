@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, tiny_recipe, write_face_set, write_yaml
+from conftest import LIST_FOLDER, REPOSITORY, tiny_recipe, write_face_set, write_yaml
 
 from bench.result import Result, read_result
 from bench.store import claim
@@ -115,6 +116,26 @@ def test_a_folder_of_another_experiment_is_refused(
     ended = run(config(tmp_path, face_set, name="other.yaml", description="x"), "--set", "name=other", "--out", out)
     assert ended.returncode == 2
     assert "holds the experiment 'tiny', not 'other'" in ended.stderr
+
+
+def test_results_of_another_experiment_or_other_faces_do_not_count_as_done(
+    finished: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    path, out, _ = finished
+    shutil.copytree(out / "trials", tmp_path / "out" / "trials")
+    ended = run(path, "--set", "name=other", "--out", tmp_path / "out")
+    assert ended.returncode == 0, ended.stderr
+    assert "done before" not in ended.stdout
+    assert {result.experiment for result in results(tmp_path / "out").values()} == {"other"}
+
+    write_face_set(tmp_path / "faces", train=12, test=5)
+    settings = ("--set", "name=other", "--set", f"data.root={tmp_path / 'faces'}", "--out", tmp_path / "out")
+    assert "done before" not in run(path, *settings).stdout
+    test_list = tmp_path / "faces" / LIST_FOLDER / "list_98pt_rect_attr_test.txt"
+    test_list.write_text("\n".join(test_list.read_text().splitlines()[:4]) + "\n")
+    ended = run(path, *settings)
+    assert ended.returncode == 0, ended.stderr
+    assert "done before" not in ended.stdout
 
 
 def test_a_gate_that_does_not_hold_exits_with_1(finished: tuple[Path, Path, str]) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +132,25 @@ def test_training_leaves_a_checkpoint_that_evaluates_to_the_same_table(face_set:
     assert "resuming after step 6 of 6" in again.stdout
 
 
+def test_a_signal_to_the_process_group_finishes_the_step_and_saves(face_set: Path, tmp_path: Path) -> None:
+    """As a scheduler cancels a job: the signal reaches the decoding processes, too."""
+    changes = {"steps": 100_000, "checkpoint_every": 3}
+    values = tiny_recipe(face_set, train=changes, input={"images": "disk", "workers": 2})
+    recipe = write_yaml(tmp_path / "recipe.yaml", values)
+    line = [sys.executable, "-m", "pose.train", str(recipe), "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(line, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "checkpoint.pt").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 3, printed
+    assert "stopped by SIGTERM after step" in printed
+    assert "Traceback" not in printed
+
+
 def test_bad_input_exits_with_2_and_one_sentence(
     published: Path, wflw_samples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,8 +171,10 @@ def test_bad_input_exits_with_2_and_one_sentence(
         ((tmp_path / "shape.pth", data), "keypoint_head.fc.weight has shape (136, 512), wanted (196, 512)"),
         ((published, tmp_path / "nowhere"), "nowhere: no such folder or file"),
         ((published, tmp_path), "no such list"),
-        ((published, data, "--batch-size", "0"), "--batch-size 0"),
+        ((published, data, "--batch-size", "0"), "command line: batch_size: must be greater than 0"),
         ((published, data, "--size", "4"), "--size: size: must be"),
+        ((published, data, "--size", "0"), "--size: size: must be"),
+        ((published, data, "--flip-shift", "nan"), "command line: flip_shift: must be"),
         ((published, data, "--images", tmp_path), "--images"),
         ((published, data, "--out", "/proc/nothing"), "/proc/nothing"),
     ]

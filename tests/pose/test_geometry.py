@@ -215,3 +215,23 @@ def test_importing_the_module_does_not_import_torch(module):
     code = f"import sys, {module}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("size", [64, 256])
+def test_the_matrix_has_the_bits_of_opencvs_three_point_solution(size):
+    # The fixed-point crop has ties that the last bit decides, most where the scale is clipped and nothing is turned
+    rng = np.random.default_rng(3)
+    count = 400
+    center = np.round(rng.uniform(0, 1000, (count, 2)) * 2) / 2
+    side = np.round(rng.uniform(40, 500, count)) * 1.25 * rng.choice([0.75, 1.0, 1.25, 1.1371], count)
+    rotation = np.where(rng.random(count) < 0.4, 0.0, rng.uniform(-60, 60, count))
+    matrices = crop_matrix(center, side, rotation, size)
+    for i in range(count):
+        angle = np.deg2rad(rotation[i])
+        source = np.zeros((3, 2), dtype=np.float32)
+        source[0] = center[i]
+        source[1] = center[i] + np.array([np.sin(angle), -np.cos(angle)]) * side[i] / 2
+        edge = source[0] - source[1]
+        source[2] = source[1] + np.array([-edge[1], edge[0]], dtype=np.float32)
+        target = np.float32([[size / 2, size / 2], [size / 2, 0], [0, 0]])
+        assert np.array_equal(matrices[i], cv2.getAffineTransform(source, target))

@@ -108,6 +108,39 @@ def test_pictures_are_turned_upright_by_their_exif_orientation(tmp_path: Path) -
     assert np.array_equal(read_image(tmp_path / "a.png"), np.rot90(np.asarray(picture), -1))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_opencv_turns_it(tmp_path: Path, orientation: int) -> None:
+    import cv2
+
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(np.kron(rng.integers(0, 255, (4, 6, 3)), np.ones((8, 8, 1))).astype(np.uint8))
+    exif = picture.getexif()
+    exif[0x0112] = orientation
+    picture.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    assert np.array_equal(read_image(tmp_path / "a.jpg"), cv2.imread(str(tmp_path / "a.jpg"))[..., ::-1])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
+def test_damaged_exif_is_no_reason_to_refuse_a_picture(tmp_path: Path) -> None:
+    picture = Image.fromarray(np.full((16, 16, 3), 90, dtype=np.uint8))
+    exif = picture.getexif()
+    exif[0x0112], exif[0x010E] = 6, "words"
+    picture.save(tmp_path / "good.jpg", exif=exif)
+    good = (tmp_path / "good.jpg").read_bytes()
+    start = good.index(b"Exif\0\0")
+    end = start - 2 + int.from_bytes(good[start - 2 : start], "big")
+    for at in range(start + 6, end):
+        (tmp_path / "bad.jpg").write_bytes(good[:at] + bytes([good[at] ^ 0x5A]) + good[at + 1 :])
+        assert read_image(tmp_path / "bad.jpg").shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_pictures_of_more_than_eight_bits_are_refused(tmp_path: Path, dtype: type) -> None:
+    Image.fromarray(np.arange(64).reshape(8, 8).astype(dtype)).save(tmp_path / "a.tiff")
+    with pytest.raises(InputError, match=r"a.tiff: its pixels are .* 8-bit pictures are wanted"):
+        read_image(tmp_path / "a.tiff")
+
+
 def test_grey_pictures_become_rgb(tmp_path: Path) -> None:
     Image.fromarray(np.full((5, 6), 77, dtype=np.uint8)).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png").shape == (5, 6, 3)

@@ -63,7 +63,7 @@ def test_attributes_come_from_the_subset_files_beside_it(tmp_path: Path) -> None
 
 def test_a_subset_of_another_set_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "test.json", document())
-    write(tmp_path / "test_blur.json", document(keypoints=[5, 6, 1] * 98))
+    write(tmp_path / "test_blur.json", document(keypoints=[v for i in range(98) for v in (5 + i, 6, 1)]))
     with pytest.raises(InputError, match=r"test_blur.json: 1 of its 1 faces are not in test.json"):
         load_mmpose(path, tmp_path)
 
@@ -92,6 +92,12 @@ def test_faces_without_points_are_left_out_with_a_warning(tmp_path: Path) -> Non
         ({"scale": "big"}, "'scale' must be a number"),
         ({"scale": 0}, "a side of 0 pixels"),
         ({"image_id": 2}, "'image_id' 2 names no image"),
+        ({"image_id": [1]}, "'image_id' [1] names no image"),
+        ({"scale": 1e299}, "a side of 2e+301 pixels"),
+        ({"scale": 10**400}, "'scale' holds a number that is not finite"),
+        ({"scale": 1e-12}, "a side of 2e-10 pixels"),
+        ({"keypoints": [5, 6, 1] * 98}, "the outer eye corners (points 60 and 72) coincide"),
+        ({"keypoints": [1e9, 2, 1] * 98}, "a coordinate beyond 1e+06 pixels"),
     ],
 )
 def test_a_bad_face_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -106,6 +112,7 @@ def test_a_bad_face_is_named(tmp_path: Path, changes: dict[str, Any], message: s
     ("content", "message"),
     [
         ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ("[]", "no list 'images'"),
         ('{"images": [], "annotations": []}', "holds no faces"),
         ('{"images": [{"id": 1}], "annotations": []}', "image 0: 'id' and 'file_name' are needed"),

@@ -215,6 +215,15 @@ def test_a_checkpoint_of_another_run_is_refused_by_what_differs(face_set: Path, 
         run(face_set, tmp_path, train={"lr": 1e-3})
     with pytest.raises(InputError, match=r"its seed is 0, now 1"):
         run(face_set, tmp_path, seed=1)
+    faces = load_wflw(face_set, "train")
+    faces.points[3, 5] += 1
+    with pytest.raises(InputError, match=r"its training_set is '[0-9a-f]{16}', now"):
+        train(recipe(face_set), faces, tmp_path, seed=0, say=lambda text: None)
+    (tmp_path / CURVE).write_text("step,epoch,learning_rate,loss,images_per_second\n1,0,0.1\n")
+    with pytest.raises(InputError, match=r"curve.csv: line 2 is damaged"):
+        run(face_set, tmp_path)
+    (tmp_path / CURVE).unlink()
+    assert np.isfinite(run(face_set, tmp_path).final_loss)
 
 
 def test_a_batch_larger_than_the_set_is_refused(face_set: Path, tmp_path: Path) -> None:

@@ -18,6 +18,12 @@ def good_line(name: str = "a/b.jpg") -> str:
     return " ".join([*numbers, "1", "2", "3", "4", "0", "1", "0", "0", "1", "0", name])
 
 
+def with_coinciding_corners() -> str:
+    fields = good_line().split()
+    fields[144:146] = fields[120:122]
+    return " ".join(fields)
+
+
 def write_list(root: Path, *lines: str) -> Path:
     (root / LIST).parent.mkdir(parents=True)
     (root / LIST).write_text("\n".join(lines) + "\n")
@@ -44,6 +50,8 @@ def test_a_line_is_read_field_by_field(tmp_path: Path) -> None:
         (good_line().replace("10.500000", "abc"), "line 2: 'abc' is not a number"),
         (good_line().replace("10.500000", "nan"), "line 2 holds a number that is not finite"),
         (good_line().replace(" 0 1 0 0 1 0 ", " 0 2 0 0 1 0 "), "line 2: the six attribute flags"),
+        (good_line().replace("10.500000", "1e300"), "line 2 holds a coordinate beyond 1e+06 pixels"),
+        (with_coinciding_corners(), "line 2: the outer eye corners (points 60 and 72) coincide"),
         (" ".join(["5.0"] * 196 + ["0"] * 10 + ["a/b.jpg"]), "line 2: all 98 points coincide"),
     ],
 )
