@@ -15,12 +15,17 @@ SHORT = {"expression": "expr", "illumination": "illum", "occlusion": "occl"}
 COLORS = {"passed": "green", "failed": "red", "incomplete": "red", "ungated": "yellow"}
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich would exit with 1, which says that a gate failed
+
+
 def show(experiment: Experiment, console: Console | None = None) -> None:
     """Print the verdict, the NME table, throughput, gates, failures and warnings."""
     if console is None:
-        console = Console(highlight=False)
+        console = _Console(highlight=False)
         # A line that a narrow terminal wraps can be read, a number that the table cuts cannot
-        console = Console(highlight=False, width=max(console.width, 80) if console.is_terminal else PLAIN_WIDTH)
+        console = _Console(highlight=False, width=max(console.width, 80) if console.is_terminal else PLAIN_WIDTH)
     found = verdict(experiment)
     console.print()
     console.print(Text(f"{experiment.name}: {found.sentence}", style=f"bold {COLORS[found.state]}"))
