@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pose.errors import InputError, run_command
@@ -41,7 +42,7 @@ def _run(config: Path, settings: Sequence[str], out: Path | None) -> int:
     from bench.config import load_experiment
     from bench.experiment import read_experiment
     from bench.gates import judge, write_gates
-    from bench.launch import finished_result, launch
+    from bench.launch import launch
     from bench.plan import plan
     from bench.preflight import refuse_impossible
     from bench.report import write_report
@@ -60,17 +61,18 @@ def _run(config: Path, settings: Sequence[str], out: Path | None) -> int:
         write_experiment(experiment, trials, out)
         unusable_input = launch(trials, out)
 
-        results = [result for trial in trials if (result := finished_result(trial, out)) is not None]
-        gates = judge(experiment.gates, results)
-        write_gates(gates, out)
         report = read_experiment(out)
+        gates = judge(experiment.gates, [trial.result for trial in report.results])
+        write_gates(gates, out)
+        report = replace(report, gates=tuple(gates))
         page = write_report(report)
         show(report)
         print(f"report: {page}")
     if unusable_input is not None:
         raise InputError(unusable_input)
-    if len(results) < len(trials):
-        print(f"{len(trials) - len(results)} of {len(trials)} trials are missing", file=sys.stderr)
+    missing = len(trials) - len(report.results)
+    if missing:
+        print(f"{missing} of {len(trials)} trials are missing", file=sys.stderr)
         return EXIT_MISSING
     return 0 if all(gate.passed for gate in gates) else EXIT_GATE
 

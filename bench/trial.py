@@ -59,7 +59,7 @@ def run_trial(argument: str) -> int:
         )
     except Interrupted as error:
         failure = Failure(kind="interrupted", message=str(error), checkpoint=str(error.checkpoint))
-    except (InputError, NotImplementedError) as error:  # the latter: a kernel that this version does not have
+    except InputError as error:
         failure = Failure(kind="input", message=str(error))
     except Exception as error:
         message = f"{type(error).__name__}: {error}".splitlines()[0]

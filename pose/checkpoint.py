@@ -7,9 +7,7 @@ layer as `keypoint_head.fc.weight` and `.bias` (later releases: `head.fc`). For 
 from __future__ import annotations
 
 import io
-import os
 import re
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -185,9 +183,3 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     buffer = io.BytesIO()  # torch reports a full disk as a RuntimeError without a cause, Python's files do not
     torch.save(content, buffer)
     write_atomically(path, buffer.getvalue())
-    with suppress(OSError):  # some file systems do not sync folders; the content is safe either way
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name is on the disk too
-        finally:
-            os.close(folder)

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import tee
 from typing import Any, Protocol
 
 import numpy as np
@@ -87,10 +88,10 @@ class DiskLoader:
         self.workers = workers
 
     def batches(self, orders: Iterable[np.ndarray]) -> Iterator[PixelBatch]:
-        groups = [np.asarray(faces) for faces in orders]
+        groups, ahead = tee(orders)  # the loader is a few batches ahead
         loader = torch.utils.data.DataLoader(
             self.dataset,
-            batch_sampler=[group.tolist() for group in groups],
+            batch_sampler=(group.tolist() for group in ahead),
             num_workers=self.workers,
             collate_fn=_collate,
             worker_init_fn=_ignore_signals,

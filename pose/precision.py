@@ -9,7 +9,6 @@ import torch
 
 from pose.errors import InputError
 
-PRECISIONS = ("fp64", "fp32", "tf32", "bf16", "fp16")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

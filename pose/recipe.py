@@ -17,6 +17,7 @@ Count = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Precision = Literal["fp64", "fp32", "tf32", "bf16", "fp16"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -112,7 +113,7 @@ class Train(Section):
     lr_scaling: Literal["none", "linear", "sqrt"] = "none"  # how lr follows batch_size / lr_batch_size
     schedule: Literal["published", "cosine", "constant"] = "published"
     warmup: Count = 500  # iterations; the published schedule always has 500
-    precision: Literal["fp64", "fp32", "tf32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     channels_last: bool = False
     augment: Augment = Augment()
     log_every: Positive = 20  # steps between looks at the loss; on a GPU each waits for the device
@@ -138,7 +139,7 @@ class Evaluate(Section):
     batch_size: Positive = 64
     flip_test: bool = True  # mean of the crop's prediction and its mirror image's
     flip_shift: Annotated[float, Field(ge=-1, le=1)] = 0.0  # crop pixels; 0 as published, 1 as MMPose 1.x
-    precision: Literal["fp64", "fp32", "tf32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
 
 
 Data = Annotated[WflwData | MmposeData | SyntheticData, Field(discriminator="kind")]
