@@ -1,7 +1,19 @@
-"""Fused losses and the face crop: tensor in, tensor out, each with its formula in plain torch. Needs torch alone."""
+"""Fused losses and the face crop: tensor in, tensor out, each beside its formula in plain torch.
+
+Needs torch alone; the fused losses need triton.
+"""
 
 from kernels.crop import RaggedImages, crop_faces
-from kernels.losses import adaptive_wing_loss, smooth_l1_loss, soft_wing_loss, wing_loss, wing_loss_and_grad
+from kernels.losses import (
+    adaptive_wing_loss,
+    adaptive_wing_loss_and_grad,
+    smooth_l1_loss,
+    smooth_l1_loss_and_grad,
+    soft_wing_loss,
+    soft_wing_loss_and_grad,
+    wing_loss,
+    wing_loss_and_grad,
+)
 from kernels.modules import AdaptiveWingLoss, SmoothL1Loss, SoftWingLoss, WingLoss
 
 __all__ = [
@@ -11,9 +23,12 @@ __all__ = [
     "SoftWingLoss",
     "WingLoss",
     "adaptive_wing_loss",
+    "adaptive_wing_loss_and_grad",
     "crop_faces",
     "smooth_l1_loss",
+    "smooth_l1_loss_and_grad",
     "soft_wing_loss",
+    "soft_wing_loss_and_grad",
     "wing_loss",
     "wing_loss_and_grad",
 ]

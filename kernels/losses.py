@@ -7,17 +7,18 @@ Units are the caller's. On crop fractions (0 to 1) the default wing loss never l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from functools import lru_cache
+from numbers import Real
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from kernels import reference
+from kernels.family import DTYPES, PARAMETERS, REDUCTIONS, WEIGHTINGS, Loss
 
-_REDUCTIONS = ("none", "sum", "mean", "batchmean")
-_WEIGHTINGS = ("input", "loss")
 _IMPLS = ("auto", "triton", "reference")
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_PLAIN = (Tensor, nn.Parameter)
 
 
 def wing_loss(
@@ -39,11 +40,13 @@ def wing_loss(
     "loss" multiplies the loss. Neither changes the reduction's denominator.
     reduction: "none", "sum", "mean" (over all elements), "batchmean" (sum over the size of the first dimension).
     An empty tensor gives 0, so that an empty batch adds nothing.
-    impl: "auto", "reference" (plain torch) or "triton" (not written yet: NotImplementedError).
-    Raises TypeError for tensors that are not floating, ValueError for wrong shapes, devices, parameters or options.
+    impl: "auto" (the Triton kernel for CUDA tensors, plain torch elsewhere), "reference" (plain torch), "triton". A
+    target or weight that requires a gradient, torch.func transforms, forward-mode AD and tensor subclasses take the
+    plain torch formulas whatever impl says; a gradient of the gradient comes from them, too.
+    Raises TypeError for tensors that are not floating, ValueError for wrong shapes, devices, parameters or options,
+    RuntimeError for impl "triton" where Triton cannot run.
     """
-    _check(pred, target, weight, reduction, weighting, impl, omega=omega, epsilon=epsilon)
-    return _reduced(lambda d, _: reference.wing(d, omega, epsilon), pred, target, weight, reduction, weighting)
+    return _loss("wing", pred, target, weight, (omega, epsilon), reduction, weighting, impl)
 
 
 def soft_wing_loss(
@@ -59,10 +62,7 @@ def soft_wing_loss(
     impl: str = "auto",
 ) -> Tensor:
     """Soft wing loss: |d| if |d| < omega1, else omega2 ln(1 + |d| / epsilon) + B. The rest as in `wing_loss`."""
-    _check(pred, target, weight, reduction, weighting, impl, omega1=omega1, omega2=omega2, epsilon=epsilon)
-    return _reduced(
-        lambda d, _: reference.soft_wing(d, omega1, omega2, epsilon), pred, target, weight, reduction, weighting
-    )
+    return _loss("soft_wing", pred, target, weight, (omega1, omega2, epsilon), reduction, weighting, impl)
 
 
 def smooth_l1_loss(
@@ -76,8 +76,7 @@ def smooth_l1_loss(
     impl: str = "auto",
 ) -> Tensor:
     """Smooth L1 loss: d^2 / (2 beta) if |d| < beta, else |d| - beta / 2. The rest as in `wing_loss`."""
-    _check(pred, target, weight, reduction, weighting, impl, beta=beta)
-    return _reduced(lambda d, _: reference.smooth_l1(d, beta), pred, target, weight, reduction, weighting)
+    return _loss("smooth_l1", pred, target, weight, (beta,), reduction, weighting, impl)
 
 
 def adaptive_wing_loss(
@@ -98,18 +97,10 @@ def adaptive_wing_loss(
     Made for heatmaps: the target in 0 to 1. The paper's weighted loss map is weighting="loss"; "input" changes the
     target in the exponent too.
     """
-    _check(pred, target, weight, reduction, weighting, impl, omega=omega, theta=theta, epsilon=epsilon, alpha=alpha)
-    return _reduced(
-        lambda d, y: reference.adaptive_wing(d, y, omega, theta, epsilon, alpha),
-        pred,
-        target,
-        weight,
-        reduction,
-        weighting,
-    )
+    parameters = (omega, theta, epsilon, alpha)
+    return _loss("adaptive_wing", pred, target, weight, parameters, reduction, weighting, impl)
 
 
-@torch.no_grad()
 def wing_loss_and_grad(
     pred: Tensor,
     target: Tensor,
@@ -126,81 +117,205 @@ def wing_loss_and_grad(
 
     scale: a number or a 0-dimensional tensor, read on its device; multiplies the gradient, not the loss, before the
     gradient is rounded to pred's dtype (a loss scale, or 1 / accumulation steps).
-    Returns (loss, grad), neither attached to a graph. The rest as in `wing_loss`; reduction "none" is a ValueError.
+    Returns (loss, grad), neither attached to a graph; the Triton kernel gives both in one launch. The rest as in
+    `wing_loss`; reduction "none" is a ValueError.
     """
-    _check(pred, target, weight, reduction, weighting, impl, omega=omega, epsilon=epsilon)
-    if reduction == "none":
-        raise ValueError("reduction is 'none'; wanted 'sum', 'mean' or 'batchmean', since one gradient is returned")
-    if isinstance(scale, Tensor) and (scale.dim() != 0 or not scale.is_floating_point()):
-        raise ValueError(f"scale is a {scale.dtype} tensor of shape {tuple(scale.shape)}; wanted a 0-dim floating one")
-    d, w, _ = _weighted(pred, target, weight, weighting)
-    loss = reference.wing(d, omega, epsilon)
-    grad = reference.wing_slope(d, omega, epsilon)
-    if w is not None:
-        loss = loss * w if weighting == "loss" else loss
-        grad = grad * w
-    grad = grad / _denominator(pred, reduction)
-    if scale is not None:
-        grad = grad * scale
-    return _reduce(loss, pred, reduction), grad.to(pred.dtype)
+    return _loss_and_grad("wing", pred, target, weight, scale, (omega, epsilon), reduction, weighting, impl)
 
 
-def _reduced(
-    formula: Callable[[Tensor, Tensor], Tensor],
+def soft_wing_loss_and_grad(
+    pred: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    scale: float | Tensor | None = None,
+    omega1: float = 2.0,
+    omega2: float = 20.0,
+    epsilon: float = 0.5,
+    reduction: str = "batchmean",
+    weighting: str = "input",
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """`soft_wing_loss` and its gradient for pred, as `wing_loss_and_grad`."""
+    parameters = (omega1, omega2, epsilon)
+    return _loss_and_grad("soft_wing", pred, target, weight, scale, parameters, reduction, weighting, impl)
+
+
+def smooth_l1_loss_and_grad(
+    pred: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    scale: float | Tensor | None = None,
+    beta: float = 1.0,
+    reduction: str = "mean",
+    weighting: str = "input",
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """`smooth_l1_loss` and its gradient for pred, as `wing_loss_and_grad`."""
+    return _loss_and_grad("smooth_l1", pred, target, weight, scale, (beta,), reduction, weighting, impl)
+
+
+def adaptive_wing_loss_and_grad(
+    pred: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    scale: float | Tensor | None = None,
+    omega: float = 14.0,
+    theta: float = 0.5,
+    epsilon: float = 1.0,
+    alpha: float = 2.1,
+    reduction: str = "mean",
+    weighting: str = "input",
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """`adaptive_wing_loss` and its gradient for pred, as `wing_loss_and_grad`."""
+    parameters = (omega, theta, epsilon, alpha)
+    return _loss_and_grad("adaptive_wing", pred, target, weight, scale, parameters, reduction, weighting, impl)
+
+
+def _loss(
+    kind: str,
     pred: Tensor,
     target: Tensor,
     weight: Tensor | None,
-    reduction: str,
-    weighting: str,
-) -> Tensor:
-    d, w, y = _weighted(pred, target, weight, weighting)
-    loss = formula(d, y)
-    if w is not None and weighting == "loss":
-        loss = loss * w
-    return _reduce(loss, pred, reduction)
-
-
-def _weighted(
-    pred: Tensor, target: Tensor, weight: Tensor | None, weighting: str
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """(difference, weight, target) in the dtype of the computation, weighted already for weighting "input"."""
-    dtype = torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
-    y = target.to(dtype)
-    d = pred.to(dtype) - y
-    if weight is None:
-        return d, None, y
-    w = weight.to(dtype)
-    # w (pred - target), not w pred - w target: the same number without the cancellation
-    return (d * w, w, y * w) if weighting == "input" else (d, w, y)
-
-
-def _reduce(loss: Tensor, pred: Tensor, reduction: str) -> Tensor:
-    return loss if reduction == "none" else loss.sum() / _denominator(pred, reduction)
-
-
-def _denominator(pred: Tensor, reduction: str) -> int:
-    if reduction == "sum":
-        return 1
-    count = pred.numel() if reduction == "mean" or pred.dim() == 0 else pred.shape[0]
-    return max(count, 1)
-
-
-def _check(
-    pred: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
+    parameters: tuple[float, ...],
     reduction: str,
     weighting: str,
     impl: str,
-    **parameters: float,
-) -> None:
-    check_options(reduction, weighting, impl, **parameters)
+) -> Tensor:
+    loss = _checked(kind, parameters, reduction, weighting, impl)
+    _check_tensors(pred, target, weight)
+    route = _route(pred, target, weight, impl)
+    if route == "reference":
+        return reference.loss_of(loss, pred, target, weight)
+    from kernels import loss_launch, loss_operator
+
+    if route == "operator":
+        return torch.ops.wingbench.fused_loss(pred, target, weight, *loss)
+    if torch.is_grad_enabled() and pred.requires_grad:
+        return loss_operator.FusedLoss.apply(pred, target, weight, loss)
+    return loss_launch.loss_of(loss, pred, target, weight)
+
+
+@torch.no_grad()
+def _loss_and_grad(
+    kind: str,
+    pred: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    scale: float | Tensor | None,
+    parameters: tuple[float, ...],
+    reduction: str,
+    weighting: str,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    loss = _checked(kind, parameters, reduction, weighting, impl)
+    if reduction == "none":
+        raise ValueError("reduction is 'none'; wanted 'sum', 'mean' or 'batchmean', since one gradient is returned")
+    _check_tensors(pred, target, weight)
+    _check_scale(scale, pred)
+    route = _route(pred, target, weight, impl, scale)
+    if route == "reference":
+        return reference.loss_and_gradient(loss, pred, target, weight, scale)
+    from kernels import loss_launch
+
+    factor, number = (scale, 1.0) if isinstance(scale, Tensor) else (None, 1.0 if scale is None else float(scale))
+    if route == "operator":
+        return torch.ops.wingbench.fused_loss_and_grad(pred, target, weight, factor, number, *loss)
+    return loss_launch.loss_and_gradient(loss, pred, target, weight, factor, number)
+
+
+def _route(pred: Tensor, target: Tensor, weight: Tensor | None, impl: str, scale: float | Tensor | None = None) -> str:
+    """ "reference", "operator" (to be traced) or "direct" (to be launched)."""
+    if impl == "reference":
+        return "reference"
+    kernel = _kernel_on(pred.device.type, pred.device.index)
+    if kernel is not None and impl == "triton":
+        raise RuntimeError(kernel)
+    if kernel is not None or (pred.device.type != "cuda" and impl == "auto"):
+        return "reference"
+    if torch.is_grad_enabled() and (target.requires_grad or (weight is not None and weight.requires_grad)):
+        return "reference"
+    if torch.compiler.is_compiling():
+        return "operator"
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "reference"
+    for tensor in (pred, target, weight, scale):
+        if isinstance(tensor, Tensor) and type(tensor) not in _PLAIN:
+            return "reference"
+    return "operator" if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() else "direct"
+
+
+@torch.compiler.assume_constant_result
+def _kernel_on(device: str, index: int | None) -> str | None:
+    """None where the kernel runs; else why not, in a sentence."""
+    return _why_no_kernel(device, index)
+
+
+@lru_cache(maxsize=64)
+def _why_no_kernel(device: str, index: int | None) -> str | None:
+    if device not in ("cpu", "cuda"):
+        return f"impl is 'triton' and pred is on {device}; wanted a CUDA tensor"
+    try:
+        from kernels import loss_launch, loss_operator  # noqa: F401  registers the operators
+    except ImportError as error:
+        return (
+            f"impl is 'triton' and Triton cannot be imported ({error}); wanted the package triton, or impl='reference'"
+        )
+    if device == "cpu" and not loss_launch.INTERPRETED:
+        return (
+            "impl is 'triton' and pred is on the CPU, where Triton runs in its interpreter alone: "
+            "set the environment variable TRITON_INTERPRET=1 before Python starts, or use impl='reference'"
+        )
+    if device == "cuda" and torch.version.hip is None and not loss_launch.INTERPRETED:
+        capability = torch.cuda.get_device_capability(index)
+        if capability < (8, 0):
+            return f"impl is 'triton' and cuda:{index} has compute capability {capability}; wanted 8.0 or more"
+    return None
+
+
+def _checked(kind: str, parameters: tuple[float, ...], reduction: str, weighting: str, impl: str) -> Loss:
+    if torch.compiler.is_compiling():  # Dynamo looks through the cache and says so
+        return _validated(kind, parameters, reduction, weighting, impl)
+    try:
+        return _remembered(kind, parameters, reduction, weighting, impl)
+    except TypeError:  # an argument that cannot be hashed
+        return _validated(kind, parameters, reduction, weighting, impl)
+
+
+def _validated(kind: str, parameters: tuple[float, ...], reduction: str, weighting: str, impl: str) -> Loss:
+    check_options(reduction, weighting, impl, **dict(zip(PARAMETERS[kind], parameters, strict=True)))
+    return Loss(kind, tuple(float(value) for value in parameters), reduction, weighting)
+
+
+_remembered = lru_cache(maxsize=1024)(_validated)
+
+
+def check_options(reduction: str, weighting: str, impl: str, **parameters: float) -> None:
+    """Refuse options and parameters that no loss takes. Raises ValueError, TypeError."""
+    for name, given, allowed in (
+        ("reduction", reduction, REDUCTIONS),
+        ("weighting", weighting, WEIGHTINGS),
+        ("impl", impl, _IMPLS),
+    ):
+        if given not in allowed:
+            raise ValueError(f"{name} is {given!r}; wanted one of {', '.join(map(repr, allowed))}")
+    for name, value in parameters.items():
+        if not _is_number(value):
+            raise TypeError(f"{name} is a {type(value).__name__}; wanted a number")
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value}; wanted a finite number greater than 0")
+
+
+def _check_tensors(pred: Tensor, target: Tensor, weight: Tensor | None) -> None:
     for name, tensor in (("pred", pred), ("target", target), ("weight", weight)):
         if tensor is None and name == "weight":
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} is a {type(tensor).__name__}; wanted a tensor")
-        if tensor.dtype not in _DTYPES:
+        if tensor.dtype not in DTYPES:
             raise TypeError(f"{name} is {tensor.dtype}; wanted float16, bfloat16, float32 or float64")
         if tensor.device != pred.device:
             raise ValueError(f"{name} is on {tensor.device}, pred on {pred.device}; wanted one device")
@@ -213,20 +328,20 @@ def _check(
         )
 
 
-def check_options(reduction: str, weighting: str, impl: str, **parameters: float) -> None:
-    """Refuse options and parameters that no loss takes. Raises ValueError, NotImplementedError for impl "triton"."""
-    for name, given, allowed in (
-        ("reduction", reduction, _REDUCTIONS),
-        ("weighting", weighting, _WEIGHTINGS),
-        ("impl", impl, _IMPLS),
-    ):
-        if given not in allowed:
-            raise ValueError(f"{name} is {given!r}; wanted one of {', '.join(map(repr, allowed))}")
-    for name, value in parameters.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} is {value}; wanted a finite number greater than 0")
-    if impl == "triton":
-        raise NotImplementedError("the Triton losses are not written yet: use impl='auto' or impl='reference'")
+def _check_scale(scale: float | Tensor | None, pred: Tensor) -> None:
+    if isinstance(scale, Tensor):
+        if scale.dim() != 0 or not scale.is_floating_point():
+            raise ValueError(
+                f"scale is a {scale.dtype} tensor of shape {tuple(scale.shape)}; wanted a 0-dim floating one"
+            )
+        if scale.device != pred.device:
+            raise ValueError(f"scale is on {scale.device}, pred on {pred.device}; wanted one device")
+    elif scale is not None and not _is_number(scale):
+        raise TypeError(f"scale is a {type(scale).__name__}; wanted a number or a 0-dimensional tensor")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real)
 
 
 def _broadcasts(weight: Tensor, pred: Tensor) -> bool:

@@ -1,0 +1,288 @@
+"""The Triton code of the losses: one kernel for the whole family, and one that scales a gradient in place.
+
+Every loss of the family is, per element, LOG log1p(z) + rest with z >= 0 and a constant LOG; a member says what z, rest
+and its slope are, everything else is shared. What decides the shape of the code:
+
+* sum log1p(z_i) = log1p(q) where q is folded by q + z + q z: one logarithm for a group, two instructions an element.
+* Full tiles are read without a mask, 128 bits at a time whatever n is, and one masked tile takes the rest.
+* Tile numbers are 64-bit scalars, lanes 32-bit: tensors beyond 2^31 elements cost nothing per element.
+* Partial sums are added in float64, in an order that depends on n alone: the same bits every time, on every GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+MAX_PROGRAMS = 2048  # CTAs of a launch, so many partial sums are there at most for the last one to add up
+
+
+class Constants(NamedTuple):
+    """What a kernel is compiled for."""
+
+    kind: str  # "wing", "soft_wing", "smooth_l1" or "adaptive_wing"
+    parameters: tuple[float, ...]  # of the loss
+    offset: float  # that makes its two branches meet
+    log: float  # LOG above
+    largest: float  # log2 of the largest factor of a group (adaptive wing)
+    weighting: str  # "no", "input" or "loss"
+    inner: int  # element i has weight[i // inner % period]; inner 0: weight[0]; period 0: without the remainder
+    period: int
+    pairs: bool  # inner is 2: weights are read once for both neighbours
+    loss: str  # "sum", "each" element's, or "no" loss
+    grad: bool  # whether the gradient is stored
+    factor: str  # the gradient's: "one" number, one for "each" element, or "no"
+    skip: bool  # nothing is done where that number is 1
+    dtype: Any  # of the arithmetic: tl.float32 or tl.float64
+    group: int  # neighbours that share a logarithm, at most what a thread reads at once
+    fast: bool  # approximate reciprocal, log2 and exp2: for gradients that are rounded to 16 bits
+    block: int  # elements of a tile
+    programs: int = MAX_PROGRAMS
+
+
+_LN2 = tl.constexpr(math.log(2))
+_SIGN_32, _SIGN_64 = tl.constexpr(-(2**31)), tl.constexpr(-(2**63))
+
+
+@triton.jit
+def _log1p(x):
+    """log(1 + x) for x >= 0: what rounding 1 + x lost is put back. Infinity and NaN stay."""
+    u = 1.0 + x
+    kept = u - 1.0
+    ratio = tl.where(kept == x, 1.0, x / kept)
+    return tl.where(kept == 0.0, x, tl.log(u) * ratio)
+
+
+@triton.jit
+def _hardware(x, INSTRUCTION: tl.constexpr):
+    """One instruction of PTX on float32; its errors are in the PTX manual. The interpreter cannot run it."""
+    return tl.inline_asm_elementwise(INSTRUCTION + " $0, $1;", "=r,r", [x], tl.float32, True, 1)
+
+
+@triton.jit
+def _quotient(x, y, FAST: tl.constexpr):
+    return x * _hardware(y, "rcp.approx.ftz.f32") if FAST else x / y
+
+
+@triton.jit
+def _with_sign(slope, d, a):
+    """slope * sign(d), a = |d|: +-0 at +-0, and NaN at NaN, so that a bad value is not lost from the gradient."""
+    if d.dtype == tl.float64:
+        sign = d.to(tl.int64, bitcast=True) & _SIGN_64
+        signed = (slope.to(tl.int64, bitcast=True) ^ sign).to(tl.float64, bitcast=True)
+    else:
+        sign = d.to(tl.int32, bitcast=True) & _SIGN_32
+        signed = (slope.to(tl.int32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
+    return tl.where(a > 0.0, signed, d)
+
+
+@triton.jit
+def _wing(a, C: tl.constexpr):
+    OMEGA: tl.constexpr = C.parameters[0]
+    EPSILON: tl.constexpr = C.parameters[1]
+    inside = a < OMEGA
+    z = tl.where(inside, a * (1.0 / EPSILON), 0.0)
+    rest = tl.where(inside, 0.0, a - C.offset)
+    return z, rest, tl.where(inside, _quotient(OMEGA, EPSILON + a, C.fast), 1.0)
+
+
+@triton.jit
+def _soft_wing(a, C: tl.constexpr):
+    OMEGA1: tl.constexpr = C.parameters[0]
+    OMEGA2: tl.constexpr = C.parameters[1]
+    EPSILON: tl.constexpr = C.parameters[2]
+    inside = a < OMEGA1
+    z = tl.where(inside, 0.0, a * (1.0 / EPSILON))
+    rest = tl.where(inside, a, C.offset)
+    return z, rest, tl.where(inside, 1.0, _quotient(OMEGA2, EPSILON + a, C.fast))
+
+
+@triton.jit
+def _smooth_l1(a, C: tl.constexpr):
+    BETA: tl.constexpr = C.parameters[0]
+    inside = a < BETA
+    rest = tl.where(inside, a * a * (0.5 / BETA), a - 0.5 * BETA)
+    return tl.zeros_like(a), rest, tl.where(inside, a * (1.0 / BETA), 1.0)
+
+
+@triton.jit
+def _adaptive_wing(a, y, C: tl.constexpr):
+    """With b = min(a, theta), f(b) + f'(b) (a - b) is the two-branch formula: one power for both, and the slope."""
+    OMEGA: tl.constexpr = C.parameters[0]
+    THETA: tl.constexpr = C.parameters[1]
+    EPSILON: tl.constexpr = C.parameters[2]
+    inside = a < THETA
+    b = tl.where(inside, a, THETA)
+    p = C.parameters[3] - y
+    z = b * (1.0 / EPSILON)
+    exponent = p * _hardware(z, "lg2.approx.ftz.f32") if C.fast else p * tl.log2(z)
+    exponent = tl.where(a > 0.0, exponent, -2000.0)  # a power of 0, also where p <= 0, gives no loss
+    capped = tl.minimum(exponent, C.largest)  # a large power's log1p is its logarithm
+    power = _hardware(capped, "ex2.approx.ftz.f32") if C.fast else tl.exp2(capped)
+    slope = _quotient(OMEGA * p * power, b + b * power, C.fast)
+    rest = tl.where(inside, 0.0, slope * (a - THETA)) + (OMEGA * _LN2) * (exponent - capped)
+    return power, rest, slope
+
+
+@triton.jit
+def _member(a, y, C: tl.constexpr):
+    """(z, rest, slope) at a = |d| and target y. A NaN is in rest."""
+    if C.kind == "wing":
+        z, rest, slope = _wing(a, C)
+    elif C.kind == "soft_wing":
+        z, rest, slope = _soft_wing(a, C)
+    elif C.kind == "smooth_l1":
+        z, rest, slope = _smooth_l1(a, C)
+    else:
+        z, rest, slope = _adaptive_wing(a, y, C)
+    return z, rest, slope
+
+
+@triton.jit
+def _folded(z, rest, GROUP: tl.constexpr):
+    """Sums over GROUP neighbours: (q, rest) with log1p(q) = sum log1p(z)."""
+    for _ in tl.static_range(GROUP.bit_length() - 1):
+        z0, z1 = tl.split(tl.reshape(z, [z.shape[0] // 2, 2]))
+        r0, r1 = tl.split(tl.reshape(rest, [rest.shape[0] // 2, 2]))
+        z = z0 + (z1 + z0 * z1)
+        rest = r0 + r1
+    return z, rest
+
+
+@triton.jit
+def _read(pointer, there, MASKED: tl.constexpr):
+    """What lies at `pointer`; 0, which adds no loss, where `there` is false. Without a mask, 128 bits at a time."""
+    return tl.load(pointer, mask=there, other=0.0) if MASKED else tl.load(pointer)
+
+
+@triton.jit
+def weight_offsets(base, lane, INNER: tl.constexpr, PERIOD: tl.constexpr):
+    """(base + lane) // INNER % PERIOD as a 64-bit scalar plus 32-bit lanes; PERIOD 0: no remainder is taken."""
+    if INNER > 1:
+        lane = ((base % INNER).to(tl.int32) + lane) // INNER
+        base = base // INNER
+    if PERIOD > 0:
+        lane = ((base % PERIOD).to(tl.int32) + lane) % PERIOD
+        if INNER == 1 and PERIOD % 4 == 0:  # tiles begin at multiples of 4 and so do periods: 128 bits at a time
+            lane = tl.max_contiguous(tl.multiple_of(lane, 4), 4)
+        base = 0
+    return base, lane
+
+
+@triton.jit
+def _weights(weight, base, n, C: tl.constexpr, MASKED: tl.constexpr):
+    if C.inner == 0:
+        w = tl.load(weight)
+    elif C.pairs:
+        lane = tl.arange(0, C.block // 2)
+        first, place = weight_offsets(base // 2, lane, 1, C.period)
+        w = _read(weight + first + place, 2 * lane < n - base, MASKED)
+        w = tl.interleave(w, w)
+    else:
+        lane = tl.arange(0, C.block)
+        first, place = weight_offsets(base, lane, C.inner, C.period)
+        w = _read(weight + first + place, lane < n - base, MASKED)
+    return w.to(C.dtype)
+
+
+@triton.jit
+def _tile(
+    pred, target, weight, factor, loss, grad, base, n, grad_factor, C: tl.constexpr, MASKED: tl.constexpr
+):  # fmt: skip
+    """One tile, from element `base` on: stores what is asked for, returns sums of the loss over groups."""
+    lane = tl.arange(0, C.block)
+    there = lane < n - base if MASKED else None
+    y = _read(target + base + lane, there, MASKED).to(C.dtype)
+    d = _read(pred + base + lane, there, MASKED).to(C.dtype) - y
+    if C.weighting != "no":
+        w = _weights(weight, base, n, C, MASKED)
+    if C.weighting == "input":
+        d, y = d * w, y * w
+    a = tl.abs(d)
+    z, rest, slope = _member(a, y, C)
+    if C.grad:
+        g = _with_sign(slope, d, a)
+        if C.weighting != "no":
+            g = g * w
+        if C.factor == "each":
+            g = g * _read(factor + base + lane, there, MASKED).to(C.dtype)
+        tl.store(grad + base + lane, (g * grad_factor).to(grad.dtype.element_ty), mask=there)
+    if C.loss == "sum" and C.weighting != "loss":
+        z, value = _folded(z, rest, C.group)
+        if C.log != 0.0:
+            value = C.log * _log1p(z) + value
+    elif C.loss == "no":
+        value = tl.zeros([C.block // C.group], C.dtype)
+    else:  # every logarithm has a weight or a place of its own: the group is 1
+        value = rest if C.log == 0.0 else C.log * _log1p(z) + rest
+        if C.weighting == "loss":
+            value = value * w
+        if C.loss == "each":
+            tl.store(loss + base + lane, value, mask=there)
+    return value
+
+
+@triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["partials", "ticket"])
+def loss_kernel(
+    pred, target, weight, factor, loss, grad, partials, ticket,
+    n: tl.int64, loss_factor: tl.float64, grad_factor: tl.float64, C: tl.constexpr,
+):  # fmt: skip
+    """Loss and gradient of n elements that lie in the same order in pred, target, grad and a loss for each.
+
+    loss: loss_factor * sum. grad: slope * weight * grad_factor * *factor. What C does not ask for is None.
+    partials: float64[C.programs], anything. ticket: int32, 0 before and after.
+    """
+    program = tl.program_id(0)
+    programs = tl.num_programs(0)
+    scale = tl.full((), grad_factor, tl.float64).to(C.dtype)
+    if C.factor == "one":
+        given = tl.load(factor)
+        scale = scale * given.to(C.dtype)
+        if C.skip:
+            n = tl.where(given == 1.0, 0, n)
+    full = n // C.block
+    sums = tl.zeros([C.block // C.group], C.dtype)
+    tile = program.to(tl.int64)
+    while tile < full:  # a range of tensors is more than the interpreter can do with numpy 2.4
+        sums += _tile(pred, target, weight, factor, loss, grad, tile * C.block, n, scale, C, False)
+        tile += programs
+    if (full % programs == program) & (full * C.block < n):
+        sums += _tile(pred, target, weight, factor, loss, grad, full * C.block, n, scale, C, True)
+    if C.loss == "sum":
+        total = tl.sum(sums.to(tl.float64))
+        mean = tl.full((), loss_factor, tl.float64)
+        if programs == 1:
+            tl.store(loss, (total * mean).to(loss.dtype.element_ty))
+        else:
+            # No CTA waits for another: whoever takes the last ticket finds all partial sums written
+            tl.store(partials + program, total)
+            tl.debug_barrier()
+            taken = tl.atomic_add(ticket, 1, sem="acq_rel", scope="gpu")
+            tl.debug_barrier()
+            if taken == programs - 1:
+                place = tl.arange(0, C.programs)
+                totals = tl.load(partials + place, mask=place < programs, other=0.0, cache_modifier=".cg")
+                tl.store(loss, (tl.sum(totals) * mean).to(loss.dtype.element_ty))
+                tl.store(ticket, 0)
+
+
+@triton.jit(do_not_specialize=["n"])
+def scale_kernel(grad, factor, n: tl.int64, BLOCK: tl.constexpr):
+    """grad *= *factor in place, for n elements; grad is not touched where *factor is exactly 1."""
+    scale = tl.load(factor)
+    n = tl.where(scale == 1.0, 0, n)
+    full = n // BLOCK
+    programs = tl.num_programs(0)
+    lane = tl.arange(0, BLOCK)
+    tile = tl.program_id(0).to(tl.int64)
+    while tile < full:
+        place = grad + tile * BLOCK + lane
+        tl.store(place, (tl.load(place) * scale).to(grad.dtype.element_ty))
+        tile += programs
+    if (full % programs == tl.program_id(0)) & (full * BLOCK < n):
+        place = grad + full * BLOCK + lane
+        there = lane < n - full * BLOCK
+        tl.store(place, (tl.load(place, mask=there) * scale).to(grad.dtype.element_ty), mask=there)
