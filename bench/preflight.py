@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from pose.errors import InputError
@@ -18,16 +19,16 @@ def refuse_impossible(recipes: Mapping[str, Recipe]) -> None:
         if recipe.loss.impl == "triton" or recipe.train.device == "cuda":  # torch takes seconds to import
             try:
                 _refuse_on_this_machine(recipe)
-            except (InputError, NotImplementedError) as error:
+            except InputError as error:
                 raise InputError(f"variant {variant}: {error}") from None
 
 
 def _refuse_on_this_machine(recipe: Recipe) -> None:
-    import torch
-
-    from pose.criterion import loss_function
+    from pose.criterion import refuse_unavailable
     from pose.precision import select_device
 
-    select_device(recipe.train.device)
-    nothing = torch.zeros(1, 1, 2)
-    loss_function(recipe.loss)(nothing, nothing, None)
+    device = select_device(recipe.train.device)
+    if device.type != "cpu":
+        refuse_unavailable(recipe.loss, device)
+    elif recipe.loss.impl == "triton" and find_spec("triton") is None:  # trials switch its interpreter on themselves
+        raise InputError("loss.impl: triton: the package triton is not installed")

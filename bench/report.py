@@ -1,12 +1,14 @@
-"""`python -m bench.report DIR`: an experiment's folder as tables in the terminal, one HTML page and one CSV file.
+"""`python -m bench.report PATH`: an experiment, or the result of a kernel benchmark, as one HTML page and short tables.
 
-The page needs nothing beside it: no scripts, no network. Building it again from the same files gives the same bytes.
+An experiment's folder gets `report.html` and `report.csv`; a JSON file that `python -m bench.kernels` or
+pytest-benchmark wrote gets a page of its name beside it. The page needs nothing else: no scripts, no network. Building
+it again from the same files gives the same bytes.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -23,18 +25,21 @@ TABLE = "report.csv"
 TEMPLATE = "report.html.j2"
 
 
-def build(folder: Path | str) -> Path:
-    """Write `report.html` and `report.csv` into an experiment's folder; returns the page's path.
+def build(path: Path | str) -> Path:
+    """Write the page of an experiment's folder (and its `report.csv`) or of a kernel result; returns the page's path.
 
-    Raises `InputError` when the folder is no experiment or cannot be written.
+    `path` is as the command takes it. Raises `InputError` when it is neither, or the page cannot be written.
     """
     from bench.experiment import read_experiment
+    from bench.kernels.report import kernel_file, read_timed, write_kernel_report
 
-    return write_report(read_experiment(folder))
+    if (file := kernel_file(Path(path))) is not None:
+        return write_kernel_report(read_timed(file), file)
+    return write_report(read_experiment(path))
 
 
 def write_report(experiment: Experiment) -> Path:
-    """As `build`, of an experiment that was read already."""
+    """Write `report.html` and `report.csv` into the experiment's folder; returns the page's path."""
     page = experiment.folder / PAGE
     write_atomically(experiment.folder / TABLE, csv_text(experiment).encode(errors="backslashreplace"))
     write_atomically(page, html_text(experiment).encode(errors="backslashreplace"))
@@ -69,10 +74,9 @@ def csv_text(experiment: Experiment) -> str:
 
 def html_text(experiment: Experiment) -> str:
     """The page."""
-    import jinja2
-
     from bench import plots, summary
     from bench.experiment import CONTACT_SHEET, GATES, TRIALS, read_curve, read_faces
+    from bench.page import render
     from bench.samples import contact_sheet_uri, sample_tiles
     from pose.drawing import PREDICTED, TRUE
 
@@ -110,15 +114,15 @@ def html_text(experiment: Experiment) -> str:
         "throughput": plots.throughput_bars(speeds, colors) if speeds else None,
     }
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"cell": summary.cell_text, "seconds": _seconds, "rate": summary.rate_text, "address": quote}
-    return environment.get_template(TEMPLATE).render(
+    filters: dict[str, Callable[..., Any]] = {
+        "cell": summary.cell_text,
+        "seconds": _seconds,
+        "rate": summary.rate_text,
+        "address": quote,
+    }
+    return render(
+        TEMPLATE,
+        filters,
         experiment=experiment,
         verdict=summary.verdict(experiment),
         headline=_headline(experiment),
@@ -169,13 +173,9 @@ def _loss(config: dict[str, Any]) -> str:
 
 def _started(experiment: Experiment) -> str:
     """When the first trial started, to the minute."""
-    from datetime import UTC, datetime
+    from bench.page import minute
 
-    first = min((trial.result.started for trial in experiment.results), default="")
-    try:
-        return f"{datetime.fromisoformat(first).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-    except ValueError:
-        return first
+    return minute(min((trial.result.started for trial in experiment.results), default=""))
 
 
 def _commands(experiment: Experiment) -> str:
@@ -211,19 +211,31 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.report", description=__doc__.splitlines()[0].split(": ", 1)[1]
     )
-    parser.add_argument("folder", metavar="DIR", type=Path, help="an experiment's folder, such as results/smoke")
+    parser.add_argument(
+        "path",
+        metavar="PATH",
+        type=Path,
+        help="an experiment's folder such as results/smoke, a folder that holds a kernels.json, or a JSON file that "
+        "python -m bench.kernels or pytest --benchmark-json wrote",
+    )
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    folder: Path = _parse(arguments).folder
+    path: Path = _parse(arguments).path
 
+    from bench import terminal
     from bench.experiment import read_experiment
-    from bench.terminal import show
+    from bench.kernels import report as kernel_report
 
-    experiment = read_experiment(folder)
-    page = write_report(experiment)
-    show(experiment)
+    if (file := kernel_report.kernel_file(path)) is not None:
+        result = kernel_report.read_timed(file)
+        page = kernel_report.write_kernel_report(result, file)
+        kernel_report.show(result)
+    else:
+        experiment = read_experiment(path)
+        page = write_report(experiment)
+        terminal.show(experiment)
     print(f"report: {page}")
     return 0
 

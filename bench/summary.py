@@ -16,6 +16,7 @@ from bench.result import Environment, OpError, SubsetMetrics, Throughput, Timing
 from pose.landmarks import ATTRIBUTES
 
 SUBSETS = ("test", *ATTRIBUTES)
+INTERPRETER = "TRITON_INTERPRET"  # set by a trial on the CPU whose loss is a Triton kernel
 Metric = Literal["nme", "failure_rate", "auc"]
 
 # The model-zoo page "Deeppose + Wingloss on WFLW", NME x 100
@@ -249,10 +250,20 @@ def cautions(experiment: Experiment) -> list[str]:
     if resumed:
         names = _names(resumed, len(experiment.results))
         found.append(f"The timings of {names} are of the part after an interruption.")
+    interpreted = [trial for trial in experiment.results if _interpreted(trial)]
+    if interpreted:
+        names = _names(interpreted, len(experiment.results))
+        found.append(f"The kernel of {names} ran in Triton's interpreter: its numbers count, its speed says nothing.")
     for subset, text in zip(SUBSETS, face_counts(experiment), strict=True):
         if "–" in text:
             found.append(f"The trials have different numbers of test faces in the subset {subset}: {text}.")
     return found
+
+
+def _interpreted(trial: Trial) -> bool:
+    loss = trial.result.config.get("loss")
+    triton = isinstance(loss, dict) and loss.get("impl") == "triton"
+    return triton and INTERPRETER in trial.result.environment.variables
 
 
 def _varying(experiment: Experiment) -> dict[str, dict[str, list[Trial]]]:
@@ -269,7 +280,7 @@ def _varying(experiment: Experiment) -> dict[str, dict[str, list[Trial]]]:
     }
     for name in sorted({name for t in experiment.results for name in t.result.environment.packages}):
         properties[f"versions of {name}"] = lambda e, name=name: e.packages.get(name, "none")  # type: ignore[misc]
-    for name in sorted({name for t in experiment.results for name in t.result.environment.variables}):
+    for name in sorted({name for t in experiment.results for name in t.result.environment.variables} - {INTERPRETER}):
         properties[f"values of {name}"] = lambda e, name=name: e.variables.get(name, "unset")  # type: ignore[misc]
     varying = {}
     for what, of in properties.items():

@@ -39,9 +39,17 @@ def process_environment(recipe: Recipe) -> dict[str, str]:
     variables = {"OMP_WAIT_POLICY": "PASSIVE"}  # spinning threads starve each other where cores are shared
     if recipe.train.threads is not None:
         variables["OMP_NUM_THREADS"] = str(recipe.train.threads)
-    if recipe.loss.impl == "triton" and recipe.train.device == "cpu":
+    if recipe.loss.impl == "triton" and not _on_gpu(recipe.train.device):
         variables["TRITON_INTERPRET"] = "1"
     return variables
+
+
+def _on_gpu(device: str) -> bool:
+    if device != "auto":
+        return device == "cuda"
+    from pose.precision import select_device
+
+    return select_device(device).type == "cuda"
 
 
 def run_trial(argument: str) -> int:

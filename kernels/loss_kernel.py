@@ -38,12 +38,20 @@ class Constants(NamedTuple):
     skip: bool  # nothing is done where that number is 1
     dtype: Any  # of the arithmetic: tl.float32 or tl.float64
     group: int  # neighbours that share a logarithm, at most what a thread reads at once
-    fast: bool  # approximate reciprocal, log2 and exp2: for gradients that are rounded to 16 bits
+    fast: bool  # by the hardware's reciprocal and exp2, which are good to 1 and 2 ulp
+    narrow: bool  # by the hardware's log2, too, which is good enough for gradients that are rounded to 16 bits
+    alpha: float  # adaptive wing: as float32, and what that lacks
+    alpha_error: float
     block: int  # elements of a tile
     programs: int = MAX_PROGRAMS
 
 
 _LN2 = tl.constexpr(math.log(2))
+_SMALLEST = tl.constexpr(2.0**-126)  # smaller ones are 0 to the hardware's instructions
+_NO_POWER = tl.constexpr(-2000.0)  # log2 of 0, near enough, in float64 too
+_TOP_12, _EXPONENT = tl.constexpr(-(2**12)), tl.constexpr(-(2**23))  # bits of a float32
+_SQRT_HALF, _ONE = tl.constexpr(0x3F3504F3), tl.constexpr(0x3F800000)  # as bits
+_ROUND = tl.constexpr(1.5 * 2**23)  # adding it rounds a float32 to an integer, which the low bits then hold
 _SIGN_32, _SIGN_64 = tl.constexpr(-(2**31)), tl.constexpr(-(2**63))
 
 
@@ -63,8 +71,13 @@ def _hardware(x, INSTRUCTION: tl.constexpr):
 
 
 @triton.jit
-def _quotient(x, y, FAST: tl.constexpr):
-    return x * _hardware(y, "rcp.approx.ftz.f32") if FAST else x / y
+def _quotient(x, y, C: tl.constexpr):
+    return x * _hardware(y, "rcp.approx.ftz.f32") if C.fast else x / y
+
+
+@triton.jit
+def _exp2(x, C: tl.constexpr):
+    return _hardware(x, "ex2.approx.ftz.f32") if C.fast else tl.exp2(x)
 
 
 @triton.jit
@@ -86,7 +99,7 @@ def _wing(a, C: tl.constexpr):
     inside = a < OMEGA
     z = tl.where(inside, a * (1.0 / EPSILON), 0.0)
     rest = tl.where(inside, 0.0, a - C.offset)
-    return z, rest, tl.where(inside, _quotient(OMEGA, EPSILON + a, C.fast), 1.0)
+    return z, rest, tl.where(inside, _quotient(OMEGA, EPSILON + a, C), 1.0)
 
 
 @triton.jit
@@ -97,7 +110,7 @@ def _soft_wing(a, C: tl.constexpr):
     inside = a < OMEGA1
     z = tl.where(inside, 0.0, a * (1.0 / EPSILON))
     rest = tl.where(inside, a, C.offset)
-    return z, rest, tl.where(inside, 1.0, _quotient(OMEGA2, EPSILON + a, C.fast))
+    return z, rest, tl.where(inside, 1.0, _quotient(OMEGA2, EPSILON + a, C))
 
 
 @triton.jit
@@ -109,6 +122,56 @@ def _smooth_l1(a, C: tl.constexpr):
 
 
 @triton.jit
+def _power(z, y, there, C: tl.constexpr):
+    """(power, exponent, p): power = z^p with p = alpha - y and exponent = log2(power); power 0 where not `there`.
+
+    In float32 the exponent of a small z would be rounded to 2^-20, 40 ulp of the power. It is kept in two parts here:
+    p is split so that its product with z's own exponent e is exact, log2 of the rest is a polynomial (minimax on
+    sqrt(1/2) to sqrt(2), 7e-9), and only a fraction is left for exp2. Powers below 2^-125 are 0, those above
+    2^C.largest are cut off there.
+    """
+    if C.dtype == tl.float64:
+        p = C.parameters[3] - y
+        exponent = tl.where(there, p * tl.log2(z), _NO_POWER)
+        power = tl.exp2(tl.minimum(exponent, C.largest))
+    elif C.narrow:
+        p = C.parameters[3] - y
+        exponent = tl.where(there, p * _hardware(z, "lg2.approx.ftz.f32"), _NO_POWER)
+        power = _hardware(tl.minimum(exponent, C.largest), "ex2.approx.ftz.f32")
+    else:
+        p = C.alpha - y
+        p_error = ((C.alpha - p) - y) + C.alpha_error
+        p_top = (p.to(tl.int32, bitcast=True) & _TOP_12).to(tl.float32, bitcast=True)
+        bits = z.to(tl.int32, bitcast=True)
+        e_bits = (bits - _SQRT_HALF) & _EXPONENT
+        f = (bits - e_bits).to(tl.float32, bitcast=True) - 1.0
+        e = (e_bits >> 23).to(tl.float32)
+        logarithm = f * _log2_ratio(f)
+        product = p_top * e
+        rounded = product + _ROUND
+        fraction = (product - (rounded - _ROUND)) + ((p - p_top + p_error) * e + p * logarithm)
+        exponent = tl.where(there, (rounded - _ROUND) + fraction, _NO_POWER)
+        scale = ((rounded.to(tl.int32, bitcast=True) << 23) + _ONE).to(tl.float32, bitcast=True)
+        power = _exp2(fraction, C) * scale
+        power = tl.where(exponent < C.largest, power, 2.0**C.largest)
+        power = tl.where(exponent > -125.0, power, 0.0)
+    return power, exponent, p
+
+
+@triton.jit
+def _log2_ratio(f):
+    """log2(1 + f) / f for sqrt(1/2) - 1 <= f <= sqrt(2) - 1."""
+    r = -0.21030297875404358 + 0.1254112422466278 * f
+    r = 0.21737967431545258 + r * f
+    r = -0.23851950466632843 + r * f
+    r = 0.28765663504600525 + r * f
+    r = -0.3607212007045746 + r * f
+    r = 0.48092252016067505 + r * f
+    r = -0.7213471531867981 + r * f
+    return 1.442694902420044 + r * f
+
+
+@triton.jit
 def _adaptive_wing(a, y, C: tl.constexpr):
     """With b = min(a, theta), f(b) + f'(b) (a - b) is the two-branch formula: one power for both, and the slope."""
     OMEGA: tl.constexpr = C.parameters[0]
@@ -116,15 +179,12 @@ def _adaptive_wing(a, y, C: tl.constexpr):
     EPSILON: tl.constexpr = C.parameters[2]
     inside = a < THETA
     b = tl.where(inside, a, THETA)
-    p = C.parameters[3] - y
-    z = b * (1.0 / EPSILON)
-    exponent = p * _hardware(z, "lg2.approx.ftz.f32") if C.fast else p * tl.log2(z)
-    exponent = tl.where(a > 0.0, exponent, -2000.0)  # a power of 0, also where p <= 0, gives no loss
-    capped = tl.minimum(exponent, C.largest)  # a large power's log1p is its logarithm
-    power = _hardware(capped, "ex2.approx.ftz.f32") if C.fast else tl.exp2(capped)
-    slope = _quotient(OMEGA * p * power, b + b * power, C.fast)
-    rest = tl.where(inside, 0.0, slope * (a - THETA)) + (OMEGA * _LN2) * (exponent - capped)
-    return power, rest, slope
+    # A power of 0, also where p <= 0, gives no loss
+    power, exponent, p = _power(b * (1.0 / EPSILON), y, a > _SMALLEST, C)
+    slope = _quotient(OMEGA * p * power, b + b * power, C)
+    # A large power's log1p is its logarithm: what is beyond the largest that is folded is added as such
+    beyond = tl.maximum(exponent - C.largest, 0.0)
+    return power, tl.where(inside, 0.0, slope * (a - THETA)) + (OMEGA * _LN2) * beyond, slope
 
 
 @triton.jit

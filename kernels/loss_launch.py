@@ -26,7 +26,7 @@ INTERPRETED = bool(knobs.runtime.interpret)
 _ALIGNED = 16  # bytes of the widest load; what lies otherwise is copied, so that there is one compiled variant of each
 _LARGEST_INDEX = 2**30  # in 32-bit lanes, with room for a tile
 _LARGEST_PRODUCT = 1e38  # of factors 1 + z in float32
-_SCALED, _SCALING_PROGRAMS = 1024, 1024  # few CTAs: most launches find nothing to do
+_SCALED, _SCALING_PROGRAMS = 4096 if INTERPRETED else 1024, 1024  # few CTAs: most launches find nothing to do
 _WARPS = 4
 
 
@@ -227,6 +227,7 @@ def _variant(case: _Case) -> Variant:
     each = reduction == "none"
     wide = torch.float64 in (case.pred, case.target)
     narrow = case.pred.itemsize == 2
+    alpha = torch.tensor(parameters[-1], dtype=torch.float32).item()
     constants = code.Constants(
         kind,
         parameters,
@@ -242,7 +243,10 @@ def _variant(case: _Case) -> Variant:
         skip=case.skip,
         dtype=tl.float64 if wide else tl.float32,
         group=group,
-        fast=case.cuda and narrow and not wide and not each,
+        fast=case.cuda and not wide and (narrow or kind == "adaptive_wing"),
+        narrow=case.cuda and narrow and not wide and not each,
+        alpha=alpha,
+        alpha_error=parameters[-1] - alpha,
         block=block,
     )
     return Variant(block, constants)
@@ -261,19 +265,21 @@ def _offset_and_log(kind: str, *parameters: float) -> tuple[float, float]:
 
 def _tiling(case: _Case) -> tuple[int, int]:
     """(block, group) for 128-bit loads by four warps, no spills and at most 64 registers a thread."""
+    kind, parameters, reduction, weighting = case.loss
+    narrow = case.pred.itemsize == 2
     if torch.float64 in (case.pred, case.target):
         block, group = 256, 2
+    elif narrow:
+        block, group = 1024, 8
     else:
-        block, group = 1024, 8 if case.pred.itemsize == 2 else 4
+        # A 16-bit target would have a thread read 8 elements and pass 4 of them on; the adaptive wing needs registers
+        block, group = 512 if case.target.itemsize == 2 or kind == "adaptive_wing" else 1024, 4
     if INTERPRETED:
         block = 4096  # it takes time by the tile, whatever the tile's size
-    weighted = case.weight is not None and case.loss.weighting == "loss"
-    if case.loss.kind == "soft_wing" or case.loss.reduction == "none" or weighted:
+    if kind == "soft_wing" or reduction == "none" or (case.weight is not None and weighting == "loss"):
         group = 1  # unbounded factors; a place or a weight for each
-        if case.loss.kind == "adaptive_wing" and block == 1024 and case.pred.itemsize == 4:
-            block = 512  # 1024 would take 68 registers
-    elif case.loss.kind == "wing":
-        omega, epsilon = case.loss.parameters
+    elif kind == "wing":
+        omega, epsilon = parameters
         while group > 1 and group * math.log1p(omega / epsilon) > math.log(_LARGEST_PRODUCT):
             group //= 2
     return block, group

@@ -231,10 +231,12 @@ def _route(pred: Tensor, target: Tensor, weight: Tensor | None, impl: str, scale
     """ "reference", "operator" (to be traced) or "direct" (to be launched)."""
     if impl == "reference":
         return "reference"
-    kernel = _kernel_on(pred.device.type, pred.device.index)
-    if kernel is not None and impl == "triton":
-        raise RuntimeError(kernel)
-    if kernel is not None or (pred.device.type != "cuda" and impl == "auto"):
+    if impl == "auto" and pred.device.type != "cuda":
+        return "reference"
+    problem = _constant_problem(pred.device.type, pred.device.index)
+    if problem is not None:
+        if impl == "triton":
+            raise RuntimeError(problem)
         return "reference"
     if torch.is_grad_enabled() and (target.requires_grad or (weight is not None and weight.requires_grad)):
         return "reference"
@@ -248,32 +250,34 @@ def _route(pred: Tensor, target: Tensor, weight: Tensor | None, impl: str, scale
     return "operator" if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() else "direct"
 
 
-@torch.compiler.assume_constant_result
-def _kernel_on(device: str, index: int | None) -> str | None:
-    """None where the kernel runs; else why not, in a sentence."""
-    return _why_no_kernel(device, index)
+def triton_problem(device: torch.device) -> str | None:
+    """None where impl "triton" runs on tensors on `device`; else why it does not, in a sentence."""
+    return _problem(device.type, device.index)
 
 
 @lru_cache(maxsize=64)
-def _why_no_kernel(device: str, index: int | None) -> str | None:
+def _problem(device: str, index: int | None) -> str | None:
     if device not in ("cpu", "cuda"):
-        return f"impl is 'triton' and pred is on {device}; wanted a CUDA tensor"
+        return f"impl is 'triton' and the tensors are on {device}; wanted CUDA tensors"
     try:
         from kernels import loss_launch, loss_operator  # noqa: F401  registers the operators
     except ImportError as error:
-        return (
-            f"impl is 'triton' and Triton cannot be imported ({error}); wanted the package triton, or impl='reference'"
-        )
+        return f"impl is 'triton' and Triton cannot be imported ({error}); install triton, or use impl='reference'"
     if device == "cpu" and not loss_launch.INTERPRETED:
         return (
-            "impl is 'triton' and pred is on the CPU, where Triton runs in its interpreter alone: "
+            "impl is 'triton' and the tensors are on the CPU, where Triton runs in its interpreter alone: "
             "set the environment variable TRITON_INTERPRET=1 before Python starts, or use impl='reference'"
         )
     if device == "cuda" and torch.version.hip is None and not loss_launch.INTERPRETED:
         capability = torch.cuda.get_device_capability(index)
         if capability < (8, 0):
-            return f"impl is 'triton' and cuda:{index} has compute capability {capability}; wanted 8.0 or more"
+            return f"impl is 'triton' and cuda:{index} has compute capability {capability}; wanted (8, 0) or more"
     return None
+
+
+@torch.compiler.assume_constant_result
+def _constant_problem(device: str, index: int | None) -> str | None:
+    return _problem(device, index)
 
 
 def _checked(kind: str, parameters: tuple[float, ...], reduction: str, weighting: str, impl: str) -> Loss:

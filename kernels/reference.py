@@ -97,27 +97,29 @@ def smooth_l1_slope(d: Tensor, beta: float) -> Tensor:
 def adaptive_wing(d: Tensor, target: Tensor, omega: float, theta: float, epsilon: float, alpha: float) -> Tensor:
     """omega ln(1 + |d / epsilon|^p) if |d| < theta, else A |d| - C, with p = alpha - target (arXiv 1904.07399, eq. 3).
 
-    A = omega p (theta / epsilon)^(p - 1) / (epsilon (1 + (theta / epsilon)^p)), C makes it continuous at theta.
+    A = omega p (theta / epsilon)^(p - 1) / (epsilon (1 + (theta / epsilon)^p)), C makes it continuous at theta: with
+    b = min(|d|, theta) both branches are f(b) + f'(b) (|d| - b), which takes one power in place of four.
     The target's gradient includes the part through p.
     """
-    p = alpha - target
-    a = _absolute(d)
-    inside = a < theta
-    # A power of 0 has no finite gradient where p <= 1: the base is moved away from 0 and its value put back after
-    inner = omega * (where(inside & (a > 0), a, theta) / epsilon).pow(p).log1p()
-    power = (theta / epsilon) ** p
-    slope = omega * p * ((theta / epsilon) ** (p - 1)) / (epsilon * (1 + power))
-    outer = slope * where(inside, theta, a) - (theta * slope - omega * power.log1p())
-    return where(inside, where(a > 0, inner, 0.0), outer)
+    a, b, power, slope = _adaptive_wing(d, target, omega, theta, epsilon, alpha)
+    return where(a == 0, 0.0, omega * power.log1p() + slope * (a - b))
 
 
 def adaptive_wing_slope(d: Tensor, target: Tensor, omega: float, theta: float, epsilon: float, alpha: float) -> Tensor:
-    """Derivative of `adaptive_wing` by d: omega p z^(p - 1) / (epsilon (1 + z^p)), z = min(|d|, theta) / epsilon."""
+    """Derivative of `adaptive_wing` by d."""
+    a, _, _, slope = _adaptive_wing(d, target, omega, theta, epsilon, alpha)
+    return where(a == 0, 0.0, slope * _sign(d))
+
+
+def _adaptive_wing(
+    d: Tensor, target: Tensor, omega: float, theta: float, epsilon: float, alpha: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(a, b, (b / epsilon)^p, f'(b)), where b is theta also for a = 0: a power of 0 need not have a finite gradient."""
     p = alpha - target
-    a = d.abs()
-    z = where(a < theta, a, theta) / epsilon
-    slope = omega * p * z ** (p - 1) / (epsilon * (1 + z**p))
-    return where(a > 0, slope * _sign(d), d)
+    a = _absolute(d)
+    b = where((a > 0) & (a < theta), a, theta)
+    power = (b / epsilon) ** p
+    return a, b, power, omega * p * power / (b * (1 + power))
 
 
 def _sign(d: Tensor) -> Tensor:

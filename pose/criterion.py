@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor
 
 import kernels
+from kernels.losses import triton_problem
+from pose.errors import InputError
 from pose.recipe import SmoothL1Loss, SoftWingLoss, WingLoss
 
 LossConfig = WingLoss | SoftWingLoss | SmoothL1Loss
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 LossAndGrad = Callable[..., tuple[Tensor, Tensor]]
+
+
+def refuse_unavailable(config: LossConfig, device: torch.device) -> None:
+    """Raise `InputError` where the implementation that the recipe names does not run on `device`."""
+    problem = triton_problem(device) if config.impl == "triton" else None
+    if problem is not None:
+        raise InputError(f"loss.impl: triton: {problem}")
 
 
 def loss_function(config: LossConfig) -> Loss:
@@ -23,7 +33,7 @@ def loss_function(config: LossConfig) -> Loss:
 
 def loss_and_grad_function(config: LossConfig) -> LossAndGrad | None:
     """(pred, target, weight, scale=) -> (loss, scaled gradient) where the recipe asks for it, else None."""
-    if getattr(config, "gradient", "autograd") != "direct":
+    if config.gradient != "direct":
         return None
     parameters = config.model_dump(exclude={"kind", "gradient"})
     return partial(getattr(kernels, f"{config.kind}_loss_and_grad"), **parameters)

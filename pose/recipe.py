@@ -72,26 +72,27 @@ class Model(Section):
         return self
 
 
-class WingLoss(Section):
+class _Loss(Section):
+    impl: Literal["auto", "triton", "reference"] = "auto"
+    gradient: Literal["autograd", "direct"] = "autograd"  # direct: loss and gradient from one call, without autograd
+
+
+class WingLoss(_Loss):
     kind: Literal["wing"]
     omega: PositiveFloat = 10.0
     epsilon: PositiveFloat = 2.0
-    impl: Literal["auto", "triton", "reference"] = "auto"
-    gradient: Literal["autograd", "direct"] = "autograd"  # direct: wing_loss_and_grad, no autograd through the loss
 
 
-class SoftWingLoss(Section):
+class SoftWingLoss(_Loss):
     kind: Literal["soft_wing"]
     omega1: PositiveFloat = 2.0
     omega2: PositiveFloat = 20.0
     epsilon: PositiveFloat = 0.5
-    impl: Literal["auto", "triton", "reference"] = "auto"
 
 
-class SmoothL1Loss(Section):
+class SmoothL1Loss(_Loss):
     kind: Literal["smooth_l1"]
     beta: PositiveFloat = 1.0
-    impl: Literal["auto", "triton", "reference"] = "auto"
 
 
 class Augment(Section):

@@ -44,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(recipe: Recipe, out: Path, seed: int) -> int:
+    from pose.criterion import refuse_unavailable
     from pose.data.source import load_split
     from pose.evaluator import Evaluator, table
     from pose.files import writable_folder
@@ -52,6 +53,7 @@ def _run(recipe: Recipe, out: Path, seed: int) -> int:
     from pose.trainer import Interrupted, NonFiniteLoss, total_steps, train
 
     device = select_device(recipe.train.device)
+    refuse_unavailable(recipe.loss, device)
     writable_folder(out)
     train_faces, test_faces = load_split(recipe.data, "train"), load_split(recipe.data, "test")
     evaluator = Evaluator(test_faces, recipe.input, recipe.evaluate, device)

@@ -13,7 +13,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("bench", "kernels", "pose", "slurm")
 BELOW = {"bench": {"pose", "slurm", "kernels"}, "pose": {"kernels"}, "slurm": set(), "kernels": set()}
-COMMANDS = ("bench.run", "bench.report", "pose.train", "pose.evaluate", "pose.predict", "pose.data.synthetic")
+COMMANDS = (
+    "bench.run",
+    "bench.report",
+    "bench.kernels",
+    "pose.train",
+    "pose.evaluate",
+    "pose.predict",
+    "pose.data.synthetic",
+)
 HEAVY = ("torch", "numpy", "pydantic", "yaml", "rich", "matplotlib", "PIL", "scipy", "triton")
 
 

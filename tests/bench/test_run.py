@@ -15,22 +15,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import LIST_FOLDER, REPOSITORY, tiny_recipe, write_face_set, write_yaml
+from conftest import LIST_FOLDER, REPOSITORY, shell_environment, tiny_recipe, write_face_set, write_yaml
 
 from bench.result import Result, read_result
 from bench.store import claim
 from bench.trial import process_environment
 from pose.recipe import Recipe
 
-VARIANTS = {"baseline": {}, "direct": {"loss": {"gradient": "direct"}}}
+VARIANTS = {"baseline": {}, "direct": {"loss": {"gradient": "direct"}}, "fused": {"loss": {"impl": "triton"}}}
 
 
 def run(*arguments: str | Path, cwd: Path = REPOSITORY, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "bench.run", *map(str, arguments)]
-    paths = {"PYTHONPATH": str(REPOSITORY)}
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **paths, **environment}, check=False
-    )
+    variables = {**shell_environment(), "PYTHONPATH": str(REPOSITORY), **environment}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=variables, check=False)
 
 
 def config(folder: Path, root: Path, name: str = "experiment.yaml", **top: Any) -> Path:
@@ -44,7 +42,7 @@ def results(out: Path) -> dict[str, Result]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, face_set: Path) -> tuple[Path, Path, str]:
-    """An experiment of two variants that has run: (config, output folder, what it printed)."""
+    """An experiment of three variants that has run: (config, output folder, what it printed)."""
     folder = tmp_path_factory.mktemp("run")
     path = config(folder, face_set, variants=VARIANTS, gates={"op_error": True})
     ended = run(path, "--out", folder / "out")
@@ -55,7 +53,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, face_set: Path) -> tuple[
 def test_every_trial_leaves_a_complete_result(finished: tuple[Path, Path, str], face_set: Path) -> None:
     _, out, _ = finished
     done = results(out)
-    assert [result.variant for result in done.values()] == ["baseline", "direct"]
+    assert [result.variant for result in done.values()] == ["baseline", "direct", "fused"]
     for name, result in done.items():
         assert result.trial == name
         assert result.seed == 0
@@ -71,10 +69,20 @@ def test_every_trial_leaves_a_complete_result(finished: tuple[Path, Path, str], 
         assert {"checkpoint.pt", "curve.csv", "log.txt"} <= {path.name for path in (out / "trials" / name).iterdir()}
 
 
-def test_the_two_gradient_paths_end_with_the_same_faces(finished: tuple[Path, Path, str]) -> None:
+def test_every_way_to_the_gradient_ends_with_the_same_faces(finished: tuple[Path, Path, str]) -> None:
     _, out, _ = finished
-    one, other = (np.load(path)["predicted"] for path in sorted(out.glob("trials/*/faces.npz")))
-    assert abs(one - other).max() < 0.5  # pixels: Adam turns the last bit of a gradient into a step now and then
+    one, *others = (np.load(path)["predicted"] for path in sorted(out.glob("trials/*/faces.npz")))
+    for other in others:  # pixels: Adam turns the last bit of a gradient into a step now and then
+        assert abs(one - other).max() < 0.5
+
+
+def test_a_fused_kernel_on_a_cpu_is_interpreted_and_the_report_says_so(finished: tuple[Path, Path, str]) -> None:
+    _, out, printed = finished
+    variables = {result.variant: result.environment.variables for result in results(out).values()}
+    assert variables["fused"]["TRITON_INTERPRET"] == "1"
+    sentence = "The kernel of fused (seed 0) ran in Triton"
+    assert sentence in printed
+    assert sentence in (out / "report.html").read_text()
 
 
 def test_the_terminal_and_the_page_show_the_results(finished: tuple[Path, Path, str]) -> None:
@@ -92,7 +100,7 @@ def test_a_finished_trial_is_not_run_again(finished: tuple[Path, Path, str]) -> 
     before = {file: file.stat().st_mtime_ns for file in out.glob("trials/*/result.json")}
     ended = run(path, "--out", out)
     assert ended.returncode == 0
-    assert ended.stdout.count("done before") == 2
+    assert ended.stdout.count("done before") == 3
     assert before == {file: file.stat().st_mtime_ns for file in out.glob("trials/*/result.json")}
 
 
@@ -104,7 +112,7 @@ def test_a_truncated_result_is_named_and_its_trial_runs_again(finished: tuple[Pa
     ended = run(path, "--out", out)
     assert ended.returncode == 0, ended.stderr
     assert f"{file}: not JSON" in ended.stderr
-    assert ended.stdout.count("done before") == 1
+    assert ended.stdout.count("done before") == 2
     again, before = read_result(file), Result.model_validate_json(content)
     assert again.metrics == before.metrics
 
@@ -195,13 +203,17 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, face_set: Path)
     assert not (folder / "failure.json").exists()
 
 
-def test_what_must_be_set_before_an_import_is_in_the_trials_environment() -> None:
+def test_what_must_be_set_before_an_import_is_in_the_trials_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     def environment(**changes: Any) -> dict[str, str]:
         return process_environment(Recipe.model_validate(tiny_recipe(Path(), **changes)))
 
     assert environment() == {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
     assert "OMP_NUM_THREADS" not in environment(train={"threads": None})
     assert environment(loss={"impl": "triton"})["TRITON_INTERPRET"] == "1"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert environment(loss={"impl": "triton"}, train={"device": "auto"})["TRITON_INTERPRET"] == "1"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert "TRITON_INTERPRET" not in environment(loss={"impl": "triton"}, train={"device": "auto"})
     assert "TRITON_INTERPRET" not in environment(loss={"impl": "triton"}, train={"device": "cuda"})
 
 
@@ -212,7 +224,6 @@ def test_what_must_be_set_before_an_import_is_in_the_trials_environment() -> Non
         (["--set", "los.omega=5"], "--set los.omega: los.omega: no such key; did you mean loss?"),
         (["--set", "loss.omega=ten"], "loss.omega: must be a valid number (given: 'ten')"),
         (["--set", "data.kind=wflw", "--set", "data.root=/nowhere"], "/nowhere/WFLW_annotations/"),
-        (["--set", "loss.impl=triton", "--set", "data.train=64", "--set", "data.test=64"], "Triton losses are not"),
         (["--cluster", "slurm"], "--cluster slurm: trials can only run here so far"),
         (["--set", "train.device=cuda", "--set", "data.train=64", "--set", "data.test=64"], "device cuda: "),
     ],

@@ -90,7 +90,7 @@ def test_an_error_names_the_file_and_line_that_set_the_value(tmp_path: Path) -> 
 
 def test_a_mapping_of_another_kind_replaces_the_one_below() -> None:
     recipe = load_recipe(WING, ["loss.kind=smooth_l1", "loss.beta=0.5"])
-    assert recipe.loss.model_dump() == {"kind": "smooth_l1", "beta": 0.5, "impl": "auto"}
+    assert recipe.loss.model_dump() == {"kind": "smooth_l1", "beta": 0.5, "impl": "auto", "gradient": "autograd"}
 
 
 @pytest.mark.parametrize("text", ["5e-4", "5E-4", "0.0005", "5.0e-4"])

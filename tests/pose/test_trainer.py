@@ -250,13 +250,17 @@ def test_pictures_decoded_once_or_at_every_use_train_alike(face_set: Path, tmp_p
     assert same_bits(results[0], results[2])
 
 
-def test_both_gradient_paths_of_the_wing_loss_train_alike(face_set: Path, tmp_path: Path) -> None:
-    autograd, direct = (
-        run(face_set, tmp_path / kind, loss={"gradient": kind}, train={"precision": "fp64"})
-        for kind in ("autograd", "direct")
+@pytest.mark.parametrize("kind", ["wing", "soft_wing", "smooth_l1"])
+def test_every_way_to_the_gradient_trains_alike(face_set: Path, tmp_path: Path, kind: str) -> None:
+    first, *others = (
+        weights(run(face_set, tmp_path / str(way), loss={"kind": kind, **options}, train={"precision": "fp64"}))
+        for way, options in enumerate(
+            ({"impl": "reference"}, {"impl": "reference", "gradient": "direct"}, {"impl": "triton"})
+        )
     )
-    for key, value in weights(autograd).items():
-        torch.testing.assert_close(weights(direct)[key], value, rtol=0, atol=1e-9)  # Adam divides rounding errors
+    for other in others:
+        for key, value in first.items():
+            torch.testing.assert_close(other[key], value, rtol=0, atol=1e-9)  # Adam divides rounding errors
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
