@@ -12,7 +12,7 @@ and its slope are, everything else is shared. What decides the shape of the code
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -36,8 +36,9 @@ class Constants(NamedTuple):
     grad: bool  # whether the gradient is stored
     factor: str  # the gradient's: "one" number, one for "each" element, or "no"
     skip: bool  # nothing is done where that number is 1
-    dtype: Any  # of the arithmetic: tl.float32 or tl.float64
-    group: int  # neighbours that share a logarithm, at most what a thread reads at once
+    wide: bool  # whether the arithmetic is in float64
+    width: int  # neighbours whose losses are added in `dtype`: what a thread reads at once
+    group: int  # those that share a logarithm: as many, or a part of them
     fast: bool  # by the hardware's reciprocal and exp2, which are good to 1 and 2 ulp
     narrow: bool  # by the hardware's log2, too, which is good enough for gradients that are rounded to 16 bits
     alpha: float  # adaptive wing: as float32, and what that lacks
@@ -81,15 +82,15 @@ def _exp2(x, C: tl.constexpr):
 
 
 @triton.jit
-def _with_sign(slope, d, a):
-    """slope * sign(d), a = |d|: +-0 at +-0, and NaN at NaN, so that a bad value is not lost from the gradient."""
+def _with_sign(slope, d, a, ABOVE: tl.constexpr):
+    """slope * sign(d), a = |d|; d itself where a <= ABOVE, and NaN at NaN, so that no bad value leaves the gradient."""
     if d.dtype == tl.float64:
         sign = d.to(tl.int64, bitcast=True) & _SIGN_64
         signed = (slope.to(tl.int64, bitcast=True) ^ sign).to(tl.float64, bitcast=True)
     else:
         sign = d.to(tl.int32, bitcast=True) & _SIGN_32
         signed = (slope.to(tl.int32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
-    return tl.where(a > 0.0, signed, d)
+    return tl.where(a > ABOVE, signed, d)
 
 
 @triton.jit
@@ -130,7 +131,7 @@ def _power(z, y, there, C: tl.constexpr):
     sqrt(1/2) to sqrt(2), 7e-9), and only a fraction is left for exp2. Powers below 2^-125 are 0, those above
     2^C.largest are cut off there.
     """
-    if C.dtype == tl.float64:
+    if C.wide:
         p = C.parameters[3] - y
         exponent = tl.where(there, p * tl.log2(z), _NO_POWER)
         power = tl.exp2(tl.minimum(exponent, C.largest))
@@ -146,10 +147,10 @@ def _power(z, y, there, C: tl.constexpr):
         e_bits = (bits - _SQRT_HALF) & _EXPONENT
         f = (bits - e_bits).to(tl.float32, bitcast=True) - 1.0
         e = (e_bits >> 23).to(tl.float32)
-        logarithm = f * _log2_ratio(f)
+        rest = p * (f * _log2_ratio(f))
         product = p_top * e
-        rounded = product + _ROUND
-        fraction = (product - (rounded - _ROUND)) + ((p - p_top + p_error) * e + p * logarithm)
+        rounded = (product + rest) + _ROUND
+        fraction = (product - (rounded - _ROUND)) + ((p - p_top + p_error) * e + rest)
         exponent = tl.where(there, (rounded - _ROUND) + fraction, _NO_POWER)
         scale = ((rounded.to(tl.int32, bitcast=True) << 23) + _ONE).to(tl.float32, bitcast=True)
         power = _exp2(fraction, C) * scale
@@ -202,14 +203,27 @@ def _member(a, y, C: tl.constexpr):
 
 
 @triton.jit
-def _folded(z, rest, GROUP: tl.constexpr):
-    """Sums over GROUP neighbours: (q, rest) with log1p(q) = sum log1p(z)."""
+def _halves(x):
+    """Neighbours apart: what a thread holds stays with it."""
+    return tl.split(tl.reshape(x, [x.shape[0] // 2, 2]))
+
+
+@triton.jit
+def _folded(z, GROUP: tl.constexpr):
+    """q of each GROUP neighbours, log1p(q) = sum log1p(z)."""
     for _ in tl.static_range(GROUP.bit_length() - 1):
-        z0, z1 = tl.split(tl.reshape(z, [z.shape[0] // 2, 2]))
-        r0, r1 = tl.split(tl.reshape(rest, [rest.shape[0] // 2, 2]))
+        z0, z1 = _halves(z)
         z = z0 + (z1 + z0 * z1)
-        rest = r0 + r1
-    return z, rest
+    return z
+
+
+@triton.jit
+def _added(x, COUNT: tl.constexpr):
+    """Sums of each COUNT neighbours."""
+    for _ in tl.static_range(COUNT.bit_length() - 1):
+        x0, x1 = _halves(x)
+        x = x0 + x1
+    return x
 
 
 @triton.jit
@@ -245,18 +259,18 @@ def _weights(weight, base, n, C: tl.constexpr, MASKED: tl.constexpr):
         lane = tl.arange(0, C.block)
         first, place = weight_offsets(base, lane, C.inner, C.period)
         w = _read(weight + first + place, lane < n - base, MASKED)
-    return w.to(C.dtype)
+    return w.to(tl.float64 if C.wide else tl.float32)
 
 
 @triton.jit
 def _tile(
     pred, target, weight, factor, loss, grad, base, n, grad_factor, C: tl.constexpr, MASKED: tl.constexpr
 ):  # fmt: skip
-    """One tile, from element `base` on: stores what is asked for, returns sums of the loss over groups."""
+    """One tile, from element `base` on: stores what is asked for, returns its losses, some of them added up."""
     lane = tl.arange(0, C.block)
     there = lane < n - base if MASKED else None
-    y = _read(target + base + lane, there, MASKED).to(C.dtype)
-    d = _read(pred + base + lane, there, MASKED).to(C.dtype) - y
+    y = _read(target + base + lane, there, MASKED).to(tl.float64 if C.wide else tl.float32)
+    d = _read(pred + base + lane, there, MASKED).to(tl.float64 if C.wide else tl.float32) - y
     if C.weighting != "no":
         w = _weights(weight, base, n, C, MASKED)
     if C.weighting == "input":
@@ -264,25 +278,26 @@ def _tile(
     a = tl.abs(d)
     z, rest, slope = _member(a, y, C)
     if C.grad:
-        g = _with_sign(slope, d, a)
+        g = _with_sign(slope, d, a, _SMALLEST if C.kind == "adaptive_wing" else 0.0)
         if C.weighting != "no":
             g = g * w
         if C.factor == "each":
-            g = g * _read(factor + base + lane, there, MASKED).to(C.dtype)
-        tl.store(grad + base + lane, (g * grad_factor).to(grad.dtype.element_ty), mask=there)
-    if C.loss == "sum" and C.weighting != "loss":
-        z, value = _folded(z, rest, C.group)
+            g = g * _read(factor + base + lane, there, MASKED).to(tl.float64 if C.wide else tl.float32)
+        g = g * grad_factor
+        if C.wide and grad.dtype.element_ty != tl.float64:
+            g = g.to(tl.float32)  # the interpreter cannot take float64 to bfloat16
+        tl.store(grad + base + lane, g.to(grad.dtype.element_ty), mask=there)
+    value = tl.zeros([C.block // C.width], tl.float64 if C.wide else tl.float32)
+    if C.loss != "no":
+        value = _added(rest, C.group)
         if C.log != 0.0:
-            value = C.log * _log1p(z) + value
-    elif C.loss == "no":
-        value = tl.zeros([C.block // C.group], C.dtype)
-    else:  # every logarithm has a weight or a place of its own: the group is 1
-        value = rest if C.log == 0.0 else C.log * _log1p(z) + rest
-        if C.weighting == "loss":
+            value = C.log * _log1p(_folded(z, C.group)) + value
+        if C.weighting == "loss":  # the group is 1, as it is for a loss of each
             value = value * w
         if C.loss == "each":
             tl.store(loss + base + lane, value, mask=there)
-    return value
+        value = _added(value, C.width // C.group)
+    return value.to(tl.float64)
 
 
 @triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["partials", "ticket"])
@@ -297,14 +312,14 @@ def loss_kernel(
     """
     program = tl.program_id(0)
     programs = tl.num_programs(0)
-    scale = tl.full((), grad_factor, tl.float64).to(C.dtype)
+    scale = tl.full((), grad_factor, tl.float64).to(tl.float64 if C.wide else tl.float32)
     if C.factor == "one":
         given = tl.load(factor)
-        scale = scale * given.to(C.dtype)
+        scale = scale * given.to(tl.float64 if C.wide else tl.float32)
         if C.skip:
             n = tl.where(given == 1.0, 0, n)
     full = n // C.block
-    sums = tl.zeros([C.block // C.group], C.dtype)
+    sums = tl.zeros([C.block // C.width], tl.float64)  # float32 would lose equal losses of many tiles
     tile = program.to(tl.int64)
     while tile < full:  # a range of tensors is more than the interpreter can do with numpy 2.4
         sums += _tile(pred, target, weight, factor, loss, grad, tile * C.block, n, scale, C, False)
@@ -312,7 +327,7 @@ def loss_kernel(
     if (full % programs == program) & (full * C.block < n):
         sums += _tile(pred, target, weight, factor, loss, grad, full * C.block, n, scale, C, True)
     if C.loss == "sum":
-        total = tl.sum(sums.to(tl.float64))
+        total = tl.sum(sums)
         mean = tl.full((), loss_factor, tl.float64)
         if programs == 1:
             tl.store(loss, (total * mean).to(loss.dtype.element_ty))

@@ -7,6 +7,7 @@ Triton's interpreter on.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import math
 import warnings
@@ -14,7 +15,6 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
@@ -26,6 +26,7 @@ INTERPRETED = bool(knobs.runtime.interpret)
 _ALIGNED = 16  # bytes of the widest load; what lies otherwise is copied, so that there is one compiled variant of each
 _LARGEST_INDEX = 2**30  # in 32-bit lanes, with room for a tile
 _LARGEST_PRODUCT = 1e38  # of factors 1 + z in float32
+_LARGEST_POWER = 60  # log2; what it is multiplied with must stay in range, too
 _SCALED, _SCALING_PROGRAMS = 4096 if INTERPRETED else 1024, 1024  # few CTAs: most launches find nothing to do
 _WARPS = 4
 
@@ -78,8 +79,10 @@ def empty_loss(loss: Loss, pred: Tensor, target: Tensor) -> Tensor:
 
 def prepare(device: torch.device) -> None:
     """Allocate now what launches on `device` keep; done by the first one otherwise."""
-    if device.type == "cuda" and torch.cuda.is_available() and not torch.cuda.is_current_stream_capturing():
-        _workspace(device)
+    if device.type == "cuda" and torch.cuda.is_available():
+        with _on(device):
+            if not torch.cuda.is_current_stream_capturing():
+                _workspace(device)
 
 
 def _launch(
@@ -120,7 +123,7 @@ def _launch(
         skip,
         inner,
         period,
-        pred.is_cuda and torch.version.hip is None,
+        pred.is_cuda and torch.version.hip is None and not INTERPRETED,
     )
     variant = _variant(case)
     programs = min(-(-count // variant.block), code.MAX_PROGRAMS)
@@ -161,15 +164,12 @@ def _aligned(tensor: Tensor) -> Tensor:
 
 def _flat_weight(weight: Tensor, pred: Tensor) -> tuple[Tensor, int, int]:
     """(weight, inner, period): element i of `pred` has weight[i // inner % period]; inner 0: one weight for all."""
+    if weight.data_ptr() % _ALIGNED and weight.numel() > 1:
+        weight = weight.clone()
     if weight.shape != pred.shape:
         weight = weight.expand(pred.shape)
     pattern = _pattern(tuple(pred.shape), weight.stride())
-    if pattern is None:
-        return _aligned(weight), 1, 0
-    if weight.data_ptr() % _ALIGNED:
-        weight = weight.clone(memory_format=torch.preserve_format)
-        pattern = _pattern(tuple(pred.shape), weight.stride()) or (1, 0)
-    return weight, *pattern
+    return (_aligned(weight), 1, 0) if pattern is None else (weight, *pattern)
 
 
 @lru_cache(maxsize=1024)
@@ -222,17 +222,17 @@ class Variant:
 
 @lru_cache(maxsize=1024)
 def _variant(case: _Case) -> Variant:
-    block, group = _tiling(case)
+    block, width, group = _tiling(case)
     kind, parameters, reduction, weighting = case.loss
     each = reduction == "none"
     wide = torch.float64 in (case.pred, case.target)
     narrow = case.pred.itemsize == 2
-    alpha = torch.tensor(parameters[-1], dtype=torch.float32).item()
+    alpha = ctypes.c_float(parameters[-1]).value
     constants = code.Constants(
         kind,
         parameters,
         *_offset_and_log(kind, *parameters),
-        largest=float(math.floor(math.log2(_LARGEST_PRODUCT) / group)),
+        largest=float(min(math.log2(_LARGEST_PRODUCT) // group, _LARGEST_POWER)),
         weighting="no" if case.weight is None else weighting,
         inner=case.inner,
         period=case.period,
@@ -241,7 +241,8 @@ def _variant(case: _Case) -> Variant:
         grad=case.grad,
         factor="no" if case.factor is None else "each" if each else "one",
         skip=case.skip,
-        dtype=tl.float64 if wide else tl.float32,
+        wide=wide,
+        width=width,
         group=group,
         fast=case.cuda and not wide and (narrow or kind == "adaptive_wing"),
         narrow=case.cuda and narrow and not wide and not each,
@@ -263,26 +264,27 @@ def _offset_and_log(kind: str, *parameters: float) -> tuple[float, float]:
     return 0.0, parameters[0] if kind == "adaptive_wing" else 0.0
 
 
-def _tiling(case: _Case) -> tuple[int, int]:
-    """(block, group) for 128-bit loads by four warps, no spills and at most 64 registers a thread."""
+def _tiling(case: _Case) -> tuple[int, int, int]:
+    """(block, width, group) for 128-bit loads by four warps, no spills and at most 64 registers a thread."""
     kind, parameters, reduction, weighting = case.loss
-    narrow = case.pred.itemsize == 2
+    # Unbounded factors, or a place or a weight for each loss: no logarithm can be shared
+    alone = kind == "soft_wing" or reduction == "none" or (case.weight is not None and weighting == "loss")
     if torch.float64 in (case.pred, case.target):
-        block, group = 256, 2
-    elif narrow:
-        block, group = 1024, 8
+        block, width = 256, 2
+    elif case.pred.itemsize == 2:
+        # With a logarithm and a power for each, 8 elements are more than 64 registers hold
+        block, width = (512, 4) if kind == "adaptive_wing" and alone else (1024, 8)
     else:
         # A 16-bit target would have a thread read 8 elements and pass 4 of them on; the adaptive wing needs registers
-        block, group = 512 if case.target.itemsize == 2 or kind == "adaptive_wing" else 1024, 4
-    if INTERPRETED:
-        block = 4096  # it takes time by the tile, whatever the tile's size
-    if kind == "soft_wing" or reduction == "none" or (case.weight is not None and weighting == "loss"):
-        group = 1  # unbounded factors; a place or a weight for each
-    elif kind == "wing":
+        block, width = 512 if case.target.itemsize == 2 or kind == "adaptive_wing" else 1024, 4
+    group = 1 if alone else width
+    if kind == "wing":
         omega, epsilon = parameters
         while group > 1 and group * math.log1p(omega / epsilon) > math.log(_LARGEST_PRODUCT):
             group //= 2
-    return block, group
+    if INTERPRETED:
+        block = 4096  # it takes time by the tile, whatever the tile's size
+    return block, width, group
 
 
 @lru_cache(maxsize=64)
@@ -317,12 +319,12 @@ class _Workspace:
     def __init__(self, device: torch.device) -> None:
         self._partials = torch.empty(self.STREAMS, code.MAX_PROGRAMS, dtype=torch.float64, device=device)
         self._tickets = torch.zeros(self.TICKETS, dtype=torch.int32, device=device)
-        self._count = itertools.count()
+        self._rows, self._places = itertools.count(), itertools.count()  # next() is atomic: threads may meet here
         self._of_stream: dict[int, tuple[Tensor, Tensor]] = {}
         torch.cuda.current_stream(device).synchronize()  # once: every stream must find the zeros
 
     def ticket(self) -> Tensor:
-        place = next(self._count)
+        place = next(self._places)
         if place < self.TICKETS:
             return self._tickets[place : place + 1]
         return torch.zeros(1, dtype=torch.int32, device=self._tickets.device)
@@ -330,9 +332,9 @@ class _Workspace:
     def of_stream(self, stream: int) -> tuple[Tensor, Tensor]:
         pair = self._of_stream.get(stream)
         if pair is None:
-            place = len(self._of_stream)
-            partials = self._partials[place] if place < self.STREAMS else torch.empty_like(self._partials[0])
-            pair = self._of_stream[stream] = partials, self.ticket()
+            row = next(self._rows)
+            partials = self._partials[row] if row < self.STREAMS else torch.empty_like(self._partials[0])
+            pair = self._of_stream.setdefault(stream, (partials, self.ticket()))
         return pair
 
 
@@ -342,7 +344,7 @@ _workspaces: dict[int | None, _Workspace] = {}
 def _workspace(device: torch.device) -> _Workspace:
     workspace = _workspaces.get(device.index)
     if workspace is None:
-        workspace = _workspaces[device.index] = _Workspace(device)
+        workspace = _workspaces.setdefault(device.index, _Workspace(device))
     return workspace
 
 

@@ -34,15 +34,18 @@ class FusedLoss(torch.autograd.Function):
             value, ctx.gradient = loss_launch.loss_of(loss, pred, target, weight), None
         else:
             value, ctx.gradient = loss_launch.loss_and_gradient(loss, pred, target, weight)
-        ctx.save_for_backward(pred, target, weight)
+        ctx.save_for_backward(pred, _savable(target), _savable(weight))
         ctx.loss = loss
         return value
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, None, None]:
+        if torch.compiler.is_compiling():  # compiled autograd traces this
+            return torch.ops.wingbench.fused_loss_gradient(*ctx.saved_tensors, upstream, *ctx.loss), None, None, None
         # The buffer is handed out once. A second backward (retain_graph) computes its gradient anew
         stored, ctx.gradient = ctx.gradient, None
-        if torch.is_grad_enabled() or stored is None or stored.dtype.itemsize == 2:
+        batched = torch._C._functorch.is_legacy_batchedtensor(upstream)
+        if torch.is_grad_enabled() or batched or stored is None or stored.dtype.itemsize == 2:
             pred, target, weight = ctx.saved_tensors
             gradient = _gradient(ctx.loss, pred, target, weight, upstream, stored)
         else:
@@ -54,12 +57,20 @@ class FusedLoss(torch.autograd.Function):
 def _gradient(
     loss: Loss, pred: Tensor, target: Tensor, weight: Tensor | None, upstream: Tensor, stored: Tensor | None = None
 ) -> Tensor:
-    if not torch.is_grad_enabled():
+    differentiable = torch.is_grad_enabled()
+    if not differentiable and not torch._C._functorch.is_legacy_batchedtensor(upstream):
         return loss_launch.gradient(loss, pred, target, weight, upstream, stored)
-    # A gradient of the gradient is wanted: the formulas have it, the kernel has not
-    value = reference.loss_of(loss, pred, target, weight)
-    (gradient,) = torch.autograd.grad(value, pred, upstream, create_graph=True)
+    # A gradient of the gradient, or one for a batch of upstream ones: the formulas have it, the kernel has not
+    with torch.enable_grad():
+        pred = pred if differentiable else pred.detach().requires_grad_()
+        value = reference.loss_of(loss, pred, target, weight)
+        (gradient,) = torch.autograd.grad(value, pred, upstream, create_graph=differentiable)
     return gradient
+
+
+def _savable(tensor: Tensor | None) -> Tensor | None:
+    """Autograd does not save what inference mode made; a copy it does."""
+    return tensor.clone() if tensor is not None and tensor.is_inference() else tensor
 
 
 _OPTIONS = "str kind, float[] parameters, str reduction, str weighting"
@@ -117,10 +128,14 @@ def _fake_loss_and_grad(
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     pred, target, weight, *ctx.options = inputs
-    ctx.save_for_backward(pred, target, weight)
+    ctx.save_for_backward(pred, _savable(target), _savable(weight))
 
 
 def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    if any(ctx.needs_input_grad[1:3]):
+        raise RuntimeError(
+            "fused_loss has no gradient for target and weight; trace it with impl='reference'"
+        )
     pred, target, weight = ctx.saved_tensors
     if torch.is_grad_enabled():
         gradient = _gradient(_loss(tuple(ctx.options)), pred, target, weight, upstream)

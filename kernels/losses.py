@@ -6,19 +6,20 @@ Units are the caller's. On crop fractions (0 to 1) the default wing loss never l
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from numbers import Real
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kernels import reference
 from kernels.family import DTYPES, PARAMETERS, REDUCTIONS, WEIGHTINGS, Loss
 
 _IMPLS = ("auto", "triton", "reference")
 _PLAIN = (Tensor, nn.Parameter)
+_SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 def wing_loss(
@@ -40,7 +41,8 @@ def wing_loss(
     "loss" multiplies the loss. Neither changes the reduction's denominator.
     reduction: "none", "sum", "mean" (over all elements), "batchmean" (sum over the size of the first dimension).
     An empty tensor gives 0, so that an empty batch adds nothing.
-    impl: "auto" (the Triton kernel for CUDA tensors, plain torch elsewhere), "reference" (plain torch), "triton". A
+    impl: "auto" (the Triton kernel for CUDA tensors, plain torch elsewhere), "reference" (plain torch), "triton". The
+    kernel is compiled for each set of parameters, which takes a second or less. A
     target or weight that requires a gradient, torch.func transforms, forward-mode AD and tensor subclasses take the
     plain torch formulas whatever impl says; a gradient of the gradient comes from them, too.
     Raises TypeError for tensors that are not floating, ValueError for wrong shapes, devices, parameters or options,
@@ -240,10 +242,11 @@ def _route(pred: Tensor, target: Tensor, weight: Tensor | None, impl: str, scale
         return "reference"
     if torch.is_grad_enabled() and (target.requires_grad or (weight is not None and weight.requires_grad)):
         return "reference"
-    if torch.compiler.is_compiling():
-        return "operator"
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "reference"
+    if torch.compiler.is_compiling():
+        wrapped = any(isinstance(t, Tensor) and is_traceable_wrapper_subclass(t) for t in (pred, target, weight, scale))
+        return "reference" if wrapped else "operator"
     for tensor in (pred, target, weight, scale):
         if isinstance(tensor, Tensor) and type(tensor) not in _PLAIN:
             return "reference"
@@ -309,8 +312,8 @@ def check_options(reduction: str, weighting: str, impl: str, **parameters: float
     for name, value in parameters.items():
         if not _is_number(value):
             raise TypeError(f"{name} is a {type(value).__name__}; wanted a number")
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} is {value}; wanted a finite number greater than 0")
+        if not _SMALLEST <= value <= _LARGEST:
+            raise ValueError(f"{name} is {value}; wanted a finite number greater than 0, in the range of float32")
 
 
 def _check_tensors(pred: Tensor, target: Tensor, weight: Tensor | None) -> None:
@@ -350,4 +353,4 @@ def _is_number(value: object) -> bool:
 
 def _broadcasts(weight: Tensor, pred: Tensor) -> bool:
     sizes = zip(reversed(weight.shape), reversed(pred.shape), strict=False)
-    return weight.dim() <= pred.dim() and all(w in (1, p) for w, p in sizes)
+    return weight.dim() <= pred.dim() and all(w in (p, 1) for w, p in sizes)
