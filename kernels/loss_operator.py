@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from kernels import loss_launch, reference
-from kernels.family import Loss
+from kernels.family import Loss, in_memory, transformed
 
 
 class FusedLoss(torch.autograd.Function):
@@ -44,8 +44,8 @@ class FusedLoss(torch.autograd.Function):
             return torch.ops.wingbench.fused_loss_gradient(*ctx.saved_tensors, upstream, *ctx.loss), None, None, None
         # The buffer is handed out once. A second backward (retain_graph) computes its gradient anew
         stored, ctx.gradient = ctx.gradient, None
-        batched = torch._C._functorch.is_legacy_batchedtensor(upstream)
-        if torch.is_grad_enabled() or batched or stored is None or stored.dtype.itemsize == 2:
+        launched = not torch.is_grad_enabled() and not transformed() and in_memory(upstream)
+        if not launched or stored is None or stored.dtype.itemsize == 2:
             pred, target, weight = ctx.saved_tensors
             gradient = _gradient(ctx.loss, pred, target, weight, upstream, stored)
         else:
@@ -58,11 +58,10 @@ def _gradient(
     loss: Loss, pred: Tensor, target: Tensor, weight: Tensor | None, upstream: Tensor, stored: Tensor | None = None
 ) -> Tensor:
     differentiable = torch.is_grad_enabled()
-    if not differentiable and not torch._C._functorch.is_legacy_batchedtensor(upstream):
+    if not differentiable and not transformed() and in_memory(upstream):
         return loss_launch.gradient(loss, pred, target, weight, upstream, stored)
     # A gradient of the gradient, or one for a batch of upstream ones: the formulas have it, the kernel has not
     with torch.enable_grad():
-        pred = pred if differentiable else pred.detach().requires_grad_()
         value = reference.loss_of(loss, pred, target, weight)
         (gradient,) = torch.autograd.grad(value, pred, upstream, create_graph=differentiable)
     return gradient
@@ -133,9 +132,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     if any(ctx.needs_input_grad[1:3]):
-        raise RuntimeError(
-            "fused_loss has no gradient for target and weight; trace it with impl='reference'"
-        )
+        raise RuntimeError("fused_loss has no gradient for target and weight; trace it with impl='reference'")
     pred, target, weight = ctx.saved_tensors
     if torch.is_grad_enabled():
         gradient = _gradient(_loss(tuple(ctx.options)), pred, target, weight, upstream)

@@ -10,15 +10,13 @@ from functools import lru_cache
 from numbers import Real
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import forward_ad
+from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kernels import reference
-from kernels.family import DTYPES, PARAMETERS, REDUCTIONS, WEIGHTINGS, Loss
+from kernels.family import DTYPES, PARAMETERS, PLAIN, REDUCTIONS, WEIGHTINGS, Loss, in_memory, transformed
 
 _IMPLS = ("auto", "triton", "reference")
-_PLAIN = (Tensor, nn.Parameter)
 _SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
@@ -242,15 +240,21 @@ def _route(pred: Tensor, target: Tensor, weight: Tensor | None, impl: str, scale
         return "reference"
     if torch.is_grad_enabled() and (target.requires_grad or (weight is not None and weight.requires_grad)):
         return "reference"
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if transformed():
         return "reference"
     if torch.compiler.is_compiling():
-        wrapped = any(isinstance(t, Tensor) and is_traceable_wrapper_subclass(t) for t in (pred, target, weight, scale))
-        return "reference" if wrapped else "operator"
+        return "reference" if _wraps(pred) or _wraps(target) or _wraps(weight) or _wraps(scale) else "operator"
     for tensor in (pred, target, weight, scale):
-        if isinstance(tensor, Tensor) and type(tensor) not in _PLAIN:
+        if isinstance(tensor, Tensor) and not in_memory(tensor):
             return "reference"
     return "operator" if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() else "direct"
+
+
+def _wraps(tensor: object) -> bool:
+    """Whether `tensor` is a subclass that wraps others, such as DTensor; to Dynamo a plain tensor is plain."""
+    if not isinstance(tensor, Tensor) or type(tensor) in PLAIN:
+        return False
+    return torch.compiler.is_dynamo_compiling() or is_traceable_wrapper_subclass(tensor)
 
 
 def triton_problem(device: torch.device) -> str | None:
@@ -271,7 +275,8 @@ def _problem(device: str, index: int | None) -> str | None:
             "impl is 'triton' and the tensors are on the CPU, where Triton runs in its interpreter alone: "
             "set the environment variable TRITON_INTERPRET=1 before Python starts, or use impl='reference'"
         )
-    if device == "cuda" and torch.version.hip is None and not loss_launch.INTERPRETED:
+    real = device == "cuda" and torch.cuda.is_available()  # one may be imagined, by FakeTensorMode
+    if real and torch.version.hip is None and not loss_launch.INTERPRETED:
         capability = torch.cuda.get_device_capability(index)
         if capability < (8, 0):
             return f"impl is 'triton' and cuda:{index} has compute capability {capability}; wanted (8, 0) or more"
