@@ -25,7 +25,7 @@ class Constants(NamedTuple):
 
     kind: str  # "wing", "soft_wing", "smooth_l1" or "adaptive_wing"
     parameters: tuple[float, ...]  # of the loss
-    offset: float  # that makes its two branches meet
+    offset: float  # wing: C, which makes its two branches meet
     log: float  # LOG above
     largest: float  # log2 of the largest factor of a group (adaptive wing)
     weighting: str  # "no", "input" or "loss"
@@ -109,8 +109,9 @@ def _soft_wing(a, C: tl.constexpr):
     OMEGA2: tl.constexpr = C.parameters[1]
     EPSILON: tl.constexpr = C.parameters[2]
     inside = a < OMEGA1
-    z = tl.where(inside, 0.0, a * (1.0 / EPSILON))
-    rest = tl.where(inside, a, C.offset)
+    # omega2 ln(1 + a / epsilon) + B without the cancellation
+    z = tl.where(inside, 0.0, (a - OMEGA1) * (1.0 / (EPSILON + OMEGA1)))
+    rest = tl.where(inside, a, OMEGA1)
     return z, rest, tl.where(inside, 1.0, _quotient(OMEGA2, EPSILON + a, C))
 
 
@@ -324,7 +325,7 @@ def loss_kernel(
     while tile < full:  # a range of tensors is more than the interpreter can do with numpy 2.4
         sums += _tile(pred, target, weight, factor, loss, grad, tile * C.block, n, scale, C, False)
         tile += programs
-    if (full % programs == program) & (full * C.block < n):
+    if (tile == full) & (full * C.block < n):  # whose turn the rest is
         sums += _tile(pred, target, weight, factor, loss, grad, full * C.block, n, scale, C, True)
     if C.loss == "sum":
         total = tl.sum(sums)
@@ -357,7 +358,7 @@ def scale_kernel(grad, factor, n: tl.int64, BLOCK: tl.constexpr):
         place = grad + tile * BLOCK + lane
         tl.store(place, (tl.load(place) * scale).to(grad.dtype.element_ty))
         tile += programs
-    if (full % programs == tl.program_id(0)) & (full * BLOCK < n):
+    if (tile == full) & (full * BLOCK < n):
         place = grad + full * BLOCK + lane
         there = lane < n - full * BLOCK
         tl.store(place, (tl.load(place, mask=there) * scale).to(grad.dtype.element_ty), mask=there)

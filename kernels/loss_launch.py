@@ -254,13 +254,12 @@ def _variant(case: _Case) -> Variant:
 
 
 def _offset_and_log(kind: str, *parameters: float) -> tuple[float, float]:
-    """C or B of the formulas in `reference`, and the factor of their logarithm."""
+    """C of the wing loss, and the factor of a loss's logarithm."""
     if kind == "wing":
         omega, epsilon = parameters
         return omega - omega * math.log1p(omega / epsilon), omega
     if kind == "soft_wing":
-        omega1, omega2, epsilon = parameters
-        return omega1 - omega2 * math.log1p(omega1 / epsilon), omega2
+        return 0.0, parameters[1]
     return 0.0, parameters[0] if kind == "adaptive_wing" else 0.0
 
 
@@ -277,7 +276,8 @@ def _tiling(case: _Case) -> tuple[int, int, int]:
     else:
         # A 16-bit target would have a thread read 8 elements and pass 4 of them on; the adaptive wing needs registers
         block, width = 512 if case.target.itemsize == 2 or kind == "adaptive_wing" else 1024, 4
-    group = 1 if alone else width
+    # Powers are cut off at 2^31 for groups of 4, where log1p is the logarithm; at 2^15 it is not yet
+    group = 1 if alone else min(width, 4) if kind == "adaptive_wing" else width
     if kind == "wing":
         omega, epsilon = parameters
         while group > 1 and group * math.log1p(omega / epsilon) > math.log(_LARGEST_PRODUCT):

@@ -8,10 +8,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+# The kernels are decorated when they are first imported: where there is no GPU, Triton's interpreter has to be on by
+# then, and nothing imports Triton before this file is read.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LIST_FOLDER = Path("WFLW_annotations/list_98pt_rect_attr_train_test")
+
+
+def shell_environment() -> dict[str, str]:
+    """os.environ without what is set above: for tests of whole commands, which have to see to it themselves."""
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where the fused kernels run: on the GPU, or on the CPU in Triton's interpreter."""
+    from kernels.loss_launch import INTERPRETED
+
+    return torch.device("cpu" if INTERPRETED else "cuda")
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import REPOSITORY, shell_environment
 
-from kernels import adaptive_wing_loss, smooth_l1_loss, soft_wing_loss, wing_loss, wing_loss_and_grad
+from kernels import (
+    adaptive_wing_loss,
+    adaptive_wing_loss_and_grad,
+    reference,
+    smooth_l1_loss,
+    smooth_l1_loss_and_grad,
+    soft_wing_loss,
+    soft_wing_loss_and_grad,
+    wing_loss,
+    wing_loss_and_grad,
+)
+from kernels.family import PARAMETERS
 
 LOSSES = {
     "wing": wing_loss,
@@ -15,25 +29,42 @@ LOSSES = {
     "smooth_l1": smooth_l1_loss,
     "adaptive_wing": adaptive_wing_loss,
 }
+LOSSES_AND_GRADS = {
+    "wing": wing_loss_and_grad,
+    "soft_wing": soft_wing_loss_and_grad,
+    "smooth_l1": smooth_l1_loss_and_grad,
+    "adaptive_wing": adaptive_wing_loss_and_grad,
+}
+DEFAULTS = {
+    "wing": (10.0, 2.0),
+    "soft_wing": (2.0, 20.0, 0.5),
+    "smooth_l1": (1.0,),
+    "adaptive_wing": (14.0, 0.5, 1.0, 2.1),
+}
 OUTER_KINK = {"wing": 10.0, "soft_wing": 2.0, "smooth_l1": 1.0, "adaptive_wing": 0.5}
 
 
-def value_and_slopes(name: str, d: float, t: float = 0.0) -> tuple[float, float, float]:
-    """(loss, d loss / d pred, d loss / d target) of one element, d = pred - target, with the default parameters."""
+def value_and_slopes(name: str, d: float, t: float = 0.0, parameters: tuple[float, ...] = ()):
+    """(loss, d loss / d pred, d loss / d target) of one element, d = pred - target."""
+    parameters = parameters or DEFAULTS[name]
     a = abs(d)
     sign = (d > 0) - (d < 0)
     if name == "wing":
-        constant = 10.0 - 10.0 * math.log(1 + 10.0 / 2.0)
-        loss, slope = (10.0 * math.log1p(a / 2.0), 10.0 / (2.0 + a)) if a < 10.0 else (a - constant, 1.0)
+        omega, epsilon = parameters
+        constant = omega - omega * math.log(1 + omega / epsilon)
+        loss, slope = (omega * math.log1p(a / epsilon), omega / (epsilon + a)) if a < omega else (a - constant, 1.0)
         return loss, slope * sign, -slope * sign
     if name == "soft_wing":
-        constant = 2.0 - 20.0 * math.log(1 + 2.0 / 0.5)
-        loss, slope = (a, 1.0) if a < 2.0 else (20.0 * math.log1p(a / 0.5) + constant, 20.0 / (0.5 + a))
+        omega1, omega2, epsilon = parameters
+        constant = omega1 - omega2 * math.log(1 + omega1 / epsilon)
+        far = omega2 * math.log1p(a / epsilon) + constant, omega2 / (epsilon + a)
+        loss, slope = (a, 1.0) if a < omega1 else far
         return loss, slope * sign, -slope * sign
     if name == "smooth_l1":
-        loss, slope = (0.5 * a * a, a) if a < 1.0 else (a - 0.5, 1.0)
+        (beta,) = parameters
+        loss, slope = (0.5 * a * a / beta, a / beta) if a < beta else (a - 0.5 * beta, 1.0)
         return loss, slope * sign, -slope * sign
-    omega, theta, epsilon, alpha = 14.0, 0.5, 1.0, 2.1
+    omega, theta, epsilon, alpha = parameters
     e = alpha - t
     if a == 0:
         return 0.0, 0.0, 0.0
@@ -126,6 +157,54 @@ def test_loss_and_gradients_equal_the_formula_in_float64(name, unit, weight, wei
         if w is not None:
             by_weight = want[2].sum_to_size(w.shape)
             torch.testing.assert_close(gradients[2], by_weight, rtol=1e-12, atol=1e-12 * float(by_weight.abs().max()))
+
+
+ODD_PARAMETERS = [
+    pytest.param("wing", (5.0, 0.5), id="catalyst's wing"),
+    pytest.param("wing", (10.0, 1e-3), id="a steep wing"),
+    pytest.param("wing", (1.0, 1e-6), id="a ratio of a million"),
+    pytest.param("wing", (0.3, 0.7), id="epsilon above omega, neither exact in binary"),
+    pytest.param("soft_wing", (0.1, 3.0, 1e-3), id="a steep soft wing"),
+    pytest.param("soft_wing", (5.0, 0.3, 11.0), id="a flat soft wing"),
+    pytest.param("smooth_l1", (1 / 9,), id="a narrow parabola"),
+    pytest.param("smooth_l1", (300.0,), id="a parabola alone"),
+    pytest.param("adaptive_wing", (14.0, 0.3, 0.7, 1.9), id="an adaptive wing off the powers of two"),
+    pytest.param("adaptive_wing", (8.0, 5.0, 0.1, 3.1), id="theta beyond epsilon"),
+]
+
+
+@pytest.mark.parametrize(("name", "parameters"), ODD_PARAMETERS)
+def test_other_parameters_enter_the_formula_where_they_should(name, parameters):
+    pred, target = face_like(name, "fraction")
+    for factor in (0.01, 1.0, 30.0):  # errors below, around and above every threshold of these
+        p = (target + (pred - target) * factor).requires_grad_()
+        loss = LOSSES[name](p, target, reduction="none", **dict(zip(PARAMETERS[name], parameters, strict=True)))
+        (gradient,) = torch.autograd.grad(loss.sum(), p)
+        rows = [
+            value_and_slopes(name, a - b, b, parameters)[:2]
+            for a, b in zip(p.flatten().tolist(), target.flatten().tolist(), strict=True)
+        ]
+        want, slope = torch.tensor(rows, dtype=torch.float64).T
+        # atol: the constants that make the branches meet cancel, here and there, by up to this much
+        torch.testing.assert_close(loss.detach().flatten(), want, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(gradient.flatten(), slope, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [*((name, DEFAULTS[name]) for name in LOSSES), *(case.values for case in ODD_PARAMETERS)]
+)
+def test_the_slopes_are_the_derivatives_of_the_formulas(name, parameters):
+    generator = torch.Generator().manual_seed(11)
+    size = 10 ** (torch.rand(2000, generator=generator, dtype=torch.float64) * 11 - 7)  # 1e-7 to 1e4
+    size *= torch.randint(0, 2, size.shape, generator=generator) * 2 - 1
+    threshold = parameters[1 if name == "adaptive_wing" else 0]
+    d = torch.cat((size, torch.tensor([0.0, threshold, -threshold], dtype=torch.float64))).requires_grad_()
+    target = torch.rand(d.shape, generator=generator, dtype=torch.float64) * 3  # beyond alpha, too
+    more = (target,) if name == "adaptive_wing" else ()
+    value = getattr(reference, name)(d, *more, *parameters)
+    (derivative,) = torch.autograd.grad(value.sum(), d)
+    slope = getattr(reference, f"{name}_slope")(d.detach(), *more, *parameters)
+    torch.testing.assert_close(slope, derivative, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -278,12 +357,13 @@ def test_non_contiguous_inputs_give_the_same_loss(name):
 @pytest.mark.parametrize("weighting", ["input", "loss"])
 @pytest.mark.parametrize("reduction", ["sum", "mean", "batchmean"])
 @pytest.mark.parametrize("weight", WEIGHTS)
-def test_loss_and_grad_equals_the_formula_without_a_graph(weight, reduction, weighting):
-    pred, target = face_like("wing", "pixels")
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_and_grad_equals_the_formula_without_a_graph(name, weight, reduction, weighting):
+    pred, target = face_like(name, "pixels")
     pred.requires_grad_()
     w = WEIGHTS[weight]
-    loss, grad = wing_loss_and_grad(pred, target, w, reduction=reduction, weighting=weighting)
-    want_loss, want_grad, *_ = expected("wing", pred.detach(), target, w, reduction, weighting)
+    loss, grad = LOSSES_AND_GRADS[name](pred, target, w, reduction=reduction, weighting=weighting)
+    want_loss, want_grad, *_ = expected(name, pred.detach(), target, w, reduction, weighting)
     torch.testing.assert_close(loss, want_loss, rtol=1e-12, atol=0)
     torch.testing.assert_close(grad, want_grad, rtol=1e-12, atol=0)
     assert not loss.requires_grad
@@ -311,45 +391,121 @@ def test_loss_and_grad_keeps_nan_zero_and_infinity_apart():
     assert grad[1:].tolist() == [0.0, 1.0, -1.0, 2.0]
 
 
+X = torch.zeros(4, 98, 2)
+NUMBER = {"wing": "omega", "soft_wing": "omega2", "smooth_l1": "beta", "adaptive_wing": "theta"}
+BAD_TENSORS = {  # what is given: (arguments, error, what it says)
+    "integer pred": ((X.long(), X), TypeError, r"pred is torch\.int64; wanted float16, bfloat16, float32 or float64"),
+    "boolean weight": ((X, X, X.bool()), TypeError, r"weight is torch\.bool; wanted float16"),
+    "complex pred": ((X.cfloat(), X), TypeError, r"pred is torch\.complex64; wanted float16"),
+    "complex target": ((X, X.cfloat()), TypeError, r"target is torch\.complex64; wanted float16"),
+    "8-bit target": ((X, X.to(torch.float8_e4m3fn)), TypeError, r"target is torch\.float8_e4m3fn; wanted float16"),
+    "no tensor": ((X, [0.0]), TypeError, r"target is a list; wanted a tensor"),
+    "no target": ((X, None), TypeError, r"target is a NoneType; wanted a tensor"),
+    "a number as weight": ((X, X, 2.0), TypeError, r"weight is a float; wanted a tensor"),
+    "shapes that differ": ((X, X[0]), ValueError, r"pred has shape \(4, 98, 2\), target \(98, 2\); wanted equal"),
+    "a target to broadcast": ((X, X[:1]), ValueError, r"target \(1, 98, 2\); wanted equal shapes"),
+    "weight per sample, unaligned": ((X, X, X[:, 0, 0]), ValueError, r"weight has shape \(4,\), .* \(4, 98, 2\)"),
+    "weight without its last 1": ((X, X, X[..., 0]), ValueError, r"weight has shape \(4, 98\), .* is \(N, K, 1\)"),
+    "weight larger than pred": ((X, X, X[None]), ValueError, r"\(1, 4, 98, 2\), which does not broadcast to pred's"),
+    "weight of another size": ((X, X, X[:3]), ValueError, r"\(3, 98, 2\), which does not broadcast"),
+    "two devices": ((X, X.to("meta")), ValueError, r"target is on meta, pred on cpu; wanted one device"),
+    "weight elsewhere": ((X, X, X.to("meta")), ValueError, r"weight is on meta, pred on cpu; wanted one device"),
+}  # fmt: skip
+BAD_OPTIONS = {
+    "unknown reduction": ({"reduction": "avg"}, ValueError, r"'avg'; wanted one of 'none', 'sum', 'mean', 'batchmean'"),
+    "no reduction": ({"reduction": None}, ValueError, r"reduction is None; wanted one of"),
+    "a list of reductions": ({"reduction": ["sum"]}, ValueError, r"reduction is \['sum'\]; wanted one of"),
+    "unknown weighting": ({"weighting": "both"}, ValueError, r"weighting is 'both'; wanted one of 'input', 'loss'"),
+    "zero": ({"NUMBER": 0.0}, ValueError, r"NUMBER is 0\.0; wanted a finite number greater than 0"),
+    "negative": ({"NUMBER": -1}, ValueError, r"NUMBER is -1; wanted a finite number greater than 0"),
+    "NaN": ({"NUMBER": math.nan}, ValueError, r"NUMBER is nan; wanted a finite number greater than 0"),
+    "infinite": ({"NUMBER": math.inf}, ValueError, r"NUMBER is inf; wanted a finite number greater than 0"),
+    "a string": ({"NUMBER": "10"}, TypeError, r"NUMBER is a str; wanted a number"),
+    "None": ({"NUMBER": None}, TypeError, r"NUMBER is a NoneType; wanted a number"),
+    "complex": ({"NUMBER": 1j}, TypeError, r"NUMBER is a complex; wanted a number"),
+    "a tensor": ({"NUMBER": torch.tensor(2.0)}, TypeError, r"NUMBER is a Tensor; wanted a number"),
+}
+
+
+@pytest.mark.parametrize("impl", ["auto", "triton", "reference"])  # one door for all of them
+@pytest.mark.parametrize("functions", [LOSSES, LOSSES_AND_GRADS], ids=["loss", "loss_and_grad"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_bad_input_is_refused_in_words(name):
-    loss = LOSSES[name]
-    x = torch.zeros(4, 98, 2)
-    with pytest.raises(TypeError, match=r"pred is torch.int64; wanted float16"):
-        loss(x.long(), x)
-    with pytest.raises(TypeError, match=r"target is torch.complex64"):
-        loss(x, x.to(torch.complex64))
-    with pytest.raises(TypeError, match=r"weight is torch.bool"):
-        loss(x, x, torch.ones(4, 98, 2, dtype=torch.bool))
-    with pytest.raises(TypeError, match=r"target is a list; wanted a tensor"):
-        loss(x, [0.0])
-    with pytest.raises(ValueError, match=r"pred has shape \(4, 98, 2\), target \(98, 2\); wanted equal shapes"):
-        loss(x, x[0])
-    for shape in ((4, 98), (2, 4, 98, 2), (3, 1, 1)):
-        with pytest.raises(ValueError, match=r"weight has shape .* does not broadcast to pred's \(4, 98, 2\)"):
-            loss(x, x, torch.ones(shape))
-    with pytest.raises(ValueError, match=r"target is on meta, pred on cpu; wanted one device"):
-        loss(x, x.to("meta"))
-    with pytest.raises(ValueError, match=r"reduction is 'avg'; wanted one of 'none', 'sum', 'mean', 'batchmean'"):
-        loss(x, x, reduction="avg")
-    with pytest.raises(ValueError, match=r"weighting is 'both'"):
-        loss(x, x, weighting="both")
-    with pytest.raises(ValueError, match=r"impl is 'cuda'; wanted one of 'auto', 'triton', 'reference'"):
-        loss(x, x, impl="cuda")
-    with pytest.raises(NotImplementedError, match=r"not written yet"):
-        loss(x, x, impl="triton")
-    parameter = {"wing": "omega", "soft_wing": "omega2", "smooth_l1": "beta", "adaptive_wing": "theta"}[name]
-    for value in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match=rf"{parameter} is {value}; wanted a finite number greater than 0"):
-            loss(x, x, **{parameter: value})
+def test_bad_input_is_refused_in_words(name, functions, impl):
+    for arguments, error, words in BAD_TENSORS.values():
+        with pytest.raises(error, match=words):
+            functions[name](*arguments, impl=impl)
+    for options, error, words in BAD_OPTIONS.values():
+        named = {key.replace("NUMBER", NUMBER[name]): value for key, value in options.items()}
+        with pytest.raises(error, match=words.replace("NUMBER", NUMBER[name])):
+            functions[name](X, X, impl=impl, **named)
 
 
-def test_loss_and_grad_refuses_what_has_no_single_gradient():
-    x = torch.zeros(4, 2)
-    with pytest.raises(ValueError, match="reduction is 'none'; wanted 'sum', 'mean' or 'batchmean'"):
-        wing_loss_and_grad(x, x, reduction="none")
-    with pytest.raises(ValueError, match=r"scale is a torch\.float32 tensor of shape"):
-        wing_loss_and_grad(x, x, scale=torch.ones(2))
+@pytest.mark.parametrize("functions", [LOSSES, LOSSES_AND_GRADS], ids=["loss", "loss_and_grad"])
+def test_an_unknown_implementation_is_refused(functions):
+    for name, function in functions.items():
+        with pytest.raises(ValueError, match=r"impl is 'cuda'; wanted one of 'auto', 'triton', 'reference'"):
+            function(X, X, impl="cuda")
+        for parameter in PARAMETERS[name]:
+            with pytest.raises(ValueError, match=rf"{parameter} is 0\.0; wanted"):
+                function(X, X, **{parameter: 0.0})
+
+
+@pytest.mark.parametrize("impl", ["auto", "triton", "reference"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_and_grad_refuses_what_has_no_single_gradient_or_scale(name, impl):
+    for options, error, words in (
+        ({"reduction": "none"}, ValueError, "reduction is 'none'; wanted 'sum', 'mean' or 'batchmean'"),
+        ({"scale": torch.ones(2)}, ValueError, r"scale is a torch\.float32 tensor of shape \(2,\); wanted a 0-dim"),
+        (
+            {"scale": torch.tensor(2)},
+            ValueError,
+            r"scale is a torch\.int64 tensor of shape \(\); wanted a 0-dim floating",
+        ),
+        ({"scale": torch.ones((), device="meta")}, ValueError, r"scale is on meta, pred on cpu; wanted one device"),
+        ({"scale": "2"}, TypeError, r"scale is a str; wanted a number or a 0-dimensional tensor"),
+    ):
+        with pytest.raises(error, match=words):
+            LOSSES_AND_GRADS[name](X, X, impl=impl, **options)
+
+
+WITHOUT_A_KERNEL = """
+import torch, kernels
+x = torch.zeros(4, 2)
+for kind in ("wing", "soft_wing", "smooth_l1", "adaptive_wing"):
+    for name in (f"{kind}_loss", f"{kind}_loss_and_grad"):
+        getattr(kernels, name)(x, x)  # auto and reference do not need it
+        getattr(kernels, name)(x, x, impl="reference")
+        try:
+            getattr(kernels, name)(x, x, impl="triton")
+        except RuntimeError as error:
+            print(error)
+"""
+
+
+def said_without_a_kernel(first: str = "", **more: str) -> str:
+    """The sentence with which every loss refuses impl="triton", in a process that executes `first` before all."""
+    variables = {**shell_environment(), "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY), **more}
+    command = [sys.executable, "-c", first + WITHOUT_A_KERNEL]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 8
+    (sentence,) = set(lines)
+    return sentence
+
+
+@pytest.mark.parametrize("more", [{}, {"TRITON_INTERPRET": "0"}], ids=["unset", "switched off"])
+def test_a_kernel_without_gpu_or_interpreter_says_in_a_sentence_how_to_switch_it_on(more):
+    assert said_without_a_kernel(**more) == (
+        "impl is 'triton' and the tensors are on the CPU, where Triton runs in its interpreter alone: "
+        "set the environment variable TRITON_INTERPRET=1 before Python starts, or use impl='reference'"
+    )
+
+
+def test_without_triton_there_is_the_reference():
+    sentence = said_without_a_kernel("import sys; sys.modules['triton'] = None")
+    assert sentence.startswith("impl is 'triton' and Triton cannot be imported (")
+    assert sentence.endswith("); install triton, or use impl='reference'")
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -36,8 +36,19 @@ def test_bad_parameters_are_refused_at_construction():
         kernels.WingLoss(omega=-1)
     with pytest.raises(ValueError, match="reduction is 'all'"):
         kernels.SmoothL1Loss(reduction="all")
-    with pytest.raises(NotImplementedError):
-        kernels.AdaptiveWingLoss(impl="triton")
+    with pytest.raises(ValueError, match="impl is 'cuda'; wanted one of 'auto', 'triton', 'reference'"):
+        kernels.SoftWingLoss(impl="cuda")
+    with pytest.raises(TypeError, match="alpha is a str; wanted a number"):
+        kernels.AdaptiveWingLoss(alpha="2.1")
+
+
+@pytest.mark.parametrize(("module", "function", "parameters"), PAIRS, ids=lambda x: getattr(x, "__name__", ""))
+def test_a_module_runs_the_kernel_that_it_is_told_to(module, function, parameters, device):
+    generator = torch.Generator().manual_seed(4)
+    pred, target = (torch.rand(4, 98, 2, generator=generator).to(device) for _ in range(2))
+    fused = type(module)(**parameters, impl="triton").to(device)
+    assert torch.equal(fused(pred, target), function(pred, target, **parameters, impl="triton"))
+    torch.testing.assert_close(fused(pred, target), function(pred, target, **parameters, impl="reference"))
 
 
 def test_a_module_shows_its_parameters():
