@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random as rng
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -54,7 +54,43 @@ def test_an_elements_weight_is_found_beyond_2_to_the_31(inner, device):
             assert row == [place % period if period else place for place in places]
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="the GPU's test runs all 2^31 + 1024 elements, in test_loss_kernel")
+COUNT = math.prod(MANY := (8_600_000, 125, 2))  # more than 2^31
+TILE = 4096
+TILES = COUNT // TILE
+# The first, on both sides of 2^31, the last full one, the part of one at the end
+SOME_TILES = (0, 2**31 // TILE - 1, 2**31 // TILE, TILES - 1, TILES)
+
+
+@pytest.fixture
+def only_program(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Makes the next launch run a single program, of as many as there are tiles: all would take hours."""
+    if not INTERPRETED:
+        pytest.skip("on a GPU all 2^31 + 1024 elements run, in test_loss_kernel")
+    from triton.runtime.interpreter import interpreter_builder
+
+    monkeypatch.setattr(loss_kernel, "MAX_PROGRAMS", 1)
+    monkeypatch.setattr(loss_launch, "_SCALING_PROGRAMS", 1)
+    monkeypatch.setattr(interpreter_builder, "set_grid_dim", lambda *_: None)
+    monkeypatch.setattr(interpreter_builder, "grid_dim", (TILES + 1, 1, 1), raising=False)
+
+    def choose(program: int) -> None:
+        def set_grid_idx(*_: int) -> None:
+            interpreter_builder.grid_idx = (program, 0, 0)
+
+        monkeypatch.setattr(interpreter_builder, "set_grid_idx", set_grid_idx)
+
+    return choose
+
+
+def untouched(dtype: torch.dtype) -> Tensor:
+    """More than 2^31 elements of memory that is there only where it is written, and 0 elsewhere."""
+    try:
+        return torch.empty(MANY, dtype=dtype)
+    except RuntimeError as error:
+        pytest.skip(f"so much address space cannot be had: {error}")
+
+
+# An index that overflows takes the process down here
 @pytest.mark.parametrize(
     "shape_of_weight",
     [
@@ -63,46 +99,37 @@ def test_an_elements_weight_is_found_beyond_2_to_the_31(inner, device):
         pytest.param((125, 2), id="per landmark and coordinate"),
     ],
 )
-def test_the_kernel_reads_and_writes_beyond_2_to_the_31(shape_of_weight, monkeypatch):
-    from triton.runtime.interpreter import interpreter_builder
-
-    shape = (8_600_000, 125, 2)
-    count = math.prod(shape)
-    block = 4096
-    assert count > 2**31
-    try:  # memory that is not touched is not there
-        pred, target = (torch.empty(shape, dtype=torch.float16) for _ in range(2))
-        grad = torch.empty_like(pred)
-    except RuntimeError as error:
-        pytest.skip(f"13 GB of address space cannot be had: {error}")
+def test_the_kernel_reads_and_writes_beyond_2_to_the_31(shape_of_weight, only_program):
+    pred, target, grad = (untouched(torch.float16) for _ in range(3))
     generator = torch.Generator().manual_seed(5)
     weight = None if shape_of_weight is None else torch.rand(shape_of_weight, generator=generator)
     loss = Loss("wing", (10.0, 2.0), "sum", "input")
-    tiles = count // block
-    # One program of as many as there are tiles: a grid of 500,000 would take the interpreter an hour
-    monkeypatch.setattr(loss_kernel, "MAX_PROGRAMS", 1)
-    monkeypatch.setattr(interpreter_builder, "set_grid_dim", lambda *_: None)
-    monkeypatch.setattr(interpreter_builder, "grid_dim", (tiles + 1, 1, 1), raising=False)
-    for tile in (0, 2**31 // block - 1, 2**31 // block, tiles - 1, tiles):  # the last one is a part of a tile
-        part = slice(tile * block, min((tile + 1) * block, count))
-        size = part.stop - part.start
-        p, t = (torch.randn(size, generator=generator).half() for _ in range(2))
+    for tile in SOME_TILES:
+        part = slice(tile * TILE, min((tile + 1) * TILE, COUNT))
+        p, t = (torch.randn(part.stop - part.start, generator=generator).half() for _ in range(2))
         for tensor, values in ((pred, p), (target, t), (grad, torch.full_like(p, math.nan))):
             tensor.view(-1)[part] = values
-        place = (tile, 0, 0)
-        monkeypatch.setattr(
-            interpreter_builder, "set_grid_idx", lambda *_, place=place: setattr(interpreter_builder, "grid_idx", place)
-        )
+        only_program(tile)
         loss_launch.gradient(loss, pred, target, weight, torch.tensor(0.5), out=grad)
         w = 1.0
         if weight is not None:
             index = torch.arange(part.start, part.stop)
-            w = weight[index // 2 % 125, index % 2 if shape_of_weight[1] == 2 else 0]
+            w = weight[index // 2 % 125, index % 2 if weight.shape[1] == 2 else 0]
         d = (p.float() - t.float()) * w
         wanted = 0.5 * w * d.sign() * 10 / (2 + d.abs())
-        torch.testing.assert_close(grad.view(-1)[part].float(), wanted, rtol=2**-11, atol=2**-24)
-        if part.stop < count:
-            assert grad.view(-1)[part.stop] == 0  # untouched, that is: a page of zeros
+        # The last rounding, of normal and of subnormal numbers
+        torch.testing.assert_close(grad.view(-1)[part].float(), wanted, rtol=2**-11, atol=2**-25)
+        assert not grad.view(-1)[part.stop : part.stop + 8].any()
+
+
+def test_a_stored_gradient_is_scaled_beyond_2_to_the_31(only_program):
+    grad = untouched(torch.float32)
+    for tile in SOME_TILES:
+        part = slice(tile * TILE, min((tile + 1) * TILE, COUNT))
+        grad.view(-1)[part] = torch.arange(part.stop - part.start)
+        only_program(tile)
+        loss_launch.scale_(grad, torch.tensor(0.5))
+        assert torch.equal(grad.view(-1)[part], torch.arange(part.stop - part.start) * 0.5)
 
 
 def brute_force(shape: tuple[int, ...], weight: Tensor) -> list[int]:
