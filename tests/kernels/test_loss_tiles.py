@@ -54,7 +54,8 @@ def test_an_elements_weight_is_found_beyond_2_to_the_31(inner, device):
             assert row == [place % period if period else place for place in places]
 
 
-COUNT = math.prod(MANY := (8_600_000, 125, 2))  # more than 2^31
+MANY = (8_600_000, 125, 2)
+COUNT = math.prod(MANY)  # more than 2^31
 TILE = 4096
 TILES = COUNT // TILE
 # The first, on both sides of 2^31, the last full one, the part of one at the end
