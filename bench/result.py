@@ -169,9 +169,14 @@ def _read(path: Path, kind: type[R]) -> R:
     version = content.get("schema_version", SCHEMA_VERSION) if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise InputError(f"{path}: schema version {version}, this program reads version {SCHEMA_VERSION}")
+    return valid(kind, content, str(path))
+
+
+def valid(kind: type[R], content: Any, where: str) -> R:
+    """`content` as a record; what does not fit is an `InputError` that names the key, and `where` it stands."""
     try:
         return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path}: {key}: {first['msg']}") from None
+        raise InputError(f"{where}: {key}: {first['msg']}") from None

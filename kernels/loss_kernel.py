@@ -37,7 +37,7 @@ class Constants(NamedTuple):
     factor: str  # the gradient's: "one" number, one for "each" element, or "no"
     skip: bool  # nothing is done where that number is 1
     wide: bool  # whether the arithmetic is in float64
-    width: int  # neighbours whose losses are added in `dtype`: what a thread reads at once
+    width: int  # neighbours whose losses are added before they go to float64: what a thread reads at once
     group: int  # those that share a logarithm: as many, or a part of them
     fast: bool  # by the hardware's reciprocal and exp2, which are good to 1 and 2 ulp
     narrow: bool  # by the hardware's log2, too, which is good enough for gradients that are rounded to 16 bits

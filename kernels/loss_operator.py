@@ -44,23 +44,21 @@ class FusedLoss(torch.autograd.Function):
             return torch.ops.wingbench.fused_loss_gradient(*ctx.saved_tensors, upstream, *ctx.loss), None, None, None
         # The buffer is handed out once. A second backward (retain_graph) computes its gradient anew
         stored, ctx.gradient = ctx.gradient, None
-        launched = not torch.is_grad_enabled() and not transformed() and in_memory(upstream)
-        if not launched or stored is None or stored.dtype.itemsize == 2:
-            pred, target, weight = ctx.saved_tensors
-            gradient = _gradient(ctx.loss, pred, target, weight, upstream, stored)
-        else:
+        by_formulas = torch.is_grad_enabled() or transformed() or not in_memory(upstream)
+        if not by_formulas and stored is not None and stored.dtype.itemsize > 2:
             loss_launch.scale_(stored, upstream)
-            gradient = stored
+            return stored, None, None, None
+        pred, target, weight = ctx.saved_tensors
+        if by_formulas:
+            gradient = _gradient_of_formulas(ctx.loss, pred, target, weight, upstream)
+        else:
+            gradient = loss_launch.gradient(ctx.loss, pred, target, weight, upstream, stored)
         return gradient, None, None, None
 
 
-def _gradient(
-    loss: Loss, pred: Tensor, target: Tensor, weight: Tensor | None, upstream: Tensor, stored: Tensor | None = None
-) -> Tensor:
+def _gradient_of_formulas(loss: Loss, pred: Tensor, target: Tensor, weight: Tensor | None, upstream: Tensor) -> Tensor:
+    """What the kernel has not: a gradient that has a gradient, or one for a batch of upstream ones."""
     differentiable = torch.is_grad_enabled()
-    if not differentiable and not transformed() and in_memory(upstream):
-        return loss_launch.gradient(loss, pred, target, weight, upstream, stored)
-    # A gradient of the gradient, or one for a batch of upstream ones: the formulas have it, the kernel has not
     with torch.enable_grad():
         value = reference.loss_of(loss, pred, target, weight)
         (gradient,) = torch.autograd.grad(value, pred, upstream, create_graph=differentiable)
@@ -135,7 +133,7 @@ def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         raise RuntimeError("fused_loss has no gradient for target and weight; trace it with impl='reference'")
     pred, target, weight = ctx.saved_tensors
     if torch.is_grad_enabled():
-        gradient = _gradient(_loss(tuple(ctx.options)), pred, target, weight, upstream)
+        gradient = _gradient_of_formulas(_loss(tuple(ctx.options)), pred, target, weight, upstream)
     else:
         gradient = torch.ops.wingbench.fused_loss_gradient(pred, target, weight, upstream, *ctx.options)
     return gradient, *(None,) * (2 + len(ctx.options))

@@ -228,7 +228,7 @@ def _loss_and_grad(
 
 
 def _route(pred: Tensor, target: Tensor, weight: Tensor | None, impl: str, scale: float | Tensor | None = None) -> str:
-    """ "reference", "operator" (to be traced) or "direct" (to be launched)."""
+    """Which way to go: "reference", "operator" (to be traced) or "direct" (to be launched)."""
     if impl == "reference":
         return "reference"
     if impl == "auto" and pred.device.type != "cuda":
@@ -283,9 +283,12 @@ def _problem(device: str, index: int | None) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
 def _constant_problem(device: str, index: int | None) -> str | None:
     return _problem(device, index)
+
+
+# What torch.compiler.assume_constant_result does, after an import of Dynamo (and Triton) that takes seconds
+_constant_problem._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _checked(kind: str, parameters: tuple[float, ...], reduction: str, weighting: str, impl: str) -> Loss:

@@ -1,4 +1,4 @@
-"""The result of a kernel benchmark: the schema of `kernels.json`, version 1, and the only code that reads or writes it.
+"""The result of a kernel benchmark: the schema of `kernels.json`, version 1, and the only code that reads it.
 
 A pytest-benchmark JSON is read as one, too: the `extra_info` of a kernel benchmark carries the fields of its wall-clock
 `Measurement`, and `also` (further Measurements of the same case, those of the GPU clock), `ceilings`, `environment` and
@@ -13,13 +13,12 @@ import shlex
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from bench.result import Environment, Measured, Record
+from bench.result import Environment, Measured, Record, valid
 from pose.errors import InputError
-from pose.files import write_atomically
 
 SCHEMA_VERSION = 1
 KERNELS = "kernels.json"
@@ -136,11 +135,6 @@ def judged(
     )
 
 
-def write_kernel_result(result: KernelResult, path: Path) -> None:
-    """Write `result` as JSON so that readers see the whole file or none."""
-    write_atomically(path, result.model_dump_json(indent=1).encode() + b"\n")
-
-
 def read_kernel_result(path: Path) -> KernelResult:
     """Read a `kernels.json` or a pytest-benchmark JSON; anything else is an `InputError` naming the file."""
     try:
@@ -156,7 +150,7 @@ def read_kernel_result(path: Path) -> KernelResult:
         raise InputError(f"{path}: neither the result of a kernel benchmark nor a pytest-benchmark JSON")
     if version != SCHEMA_VERSION:
         raise InputError(f"{path}: schema version {version}, this program reads version {SCHEMA_VERSION}")
-    return _valid(KernelResult, content, str(path))
+    return valid(KernelResult, content, str(path))
 
 
 def _from_pytest_benchmark(content: dict[str, Any], path: Path) -> KernelResult:
@@ -167,9 +161,9 @@ def _from_pytest_benchmark(content: dict[str, Any], path: Path) -> KernelResult:
     for name, extra in _kernel_benchmarks(content):
         where = f"{path}: benchmark {name}"
         for fields in (extra, *_list(extra, "also", where)):
-            measurements.append(_valid(Measurement, fields, where))
+            measurements.append(valid(Measurement, fields, where))
         for fields in _list(extra, "ceilings", where):
-            ceiling = _valid(Ceiling, fields, where)
+            ceiling = valid(Ceiling, fields, where)
             ceilings[ceiling.model_dump_json()] = ceiling  # the same ones in every benchmark
         about = about or extra
     if not measurements:
@@ -184,7 +178,7 @@ def _from_pytest_benchmark(content: dict[str, Any], path: Path) -> KernelResult:
         "started": content.get("datetime"),
         "command": shlex.join(["pytest", "--benchmark-only"]),
     }
-    return _valid(KernelResult, result, str(path))
+    return valid(KernelResult, result, str(path))
 
 
 def _kernel_benchmarks(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -199,15 +193,3 @@ def _list(extra: dict[str, Any], key: str, where: str) -> list[Any]:
     if not isinstance(value, list):
         raise InputError(f"{where}: {key}: wanted a list")
     return value
-
-
-R = TypeVar("R", bound=Record)
-
-
-def _valid(kind: type[R], content: Any, where: str) -> R:
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{where}: {key}: {first['msg']}") from None

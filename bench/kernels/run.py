@@ -35,7 +35,6 @@ from bench.kernels.result import (
     Measurement,
     judged,
     read_kernel_result,
-    write_kernel_result,
 )
 from bench.kernels.summary import spread_text, time_text
 from bench.kernels.table import (
@@ -53,6 +52,7 @@ from bench.kernels.table import (
     measurement,
     subject_of,
 )
+from bench.result import write_record
 from pose.errors import InputError
 
 T = TypeVar("T")
@@ -242,7 +242,7 @@ class KernelRun:
         return figures.model_copy(update={"checks": self.checks(figures)})
 
     def save(self) -> None:
-        write_kernel_result(self.result(), self.file)
+        write_record(self.result(), self.file)
 
     def checks(self, figures: KernelResult) -> list[Check]:
         found = [judge(bar, figures, self.reason(bar.group)) for bar in bars(self.sizes)]

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from test_report import Page
 
-from bench.kernels.result import KernelResult, Measurement, judged, write_kernel_result
+from bench.kernels.result import KernelResult, Measurement, judged
 from bench.kernels.summary import time_text
 from bench.report import build, main
+from bench.result import write_record
 from pose.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,7 +168,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, KernelPage]:
 
 
 def page_of(one: KernelResult, folder: Path) -> KernelPage:
-    write_kernel_result(one, folder / "kernels.json")
+    write_record(one, folder / "kernels.json")
     return KernelPage(build(folder).read_text(encoding="utf-8"))
 
 
@@ -217,7 +218,7 @@ def test_nothing_passes_that_was_not_measured_or_missed_its_target(
 ) -> None:
     one = measurement(np.random.default_rng(0), "triton", (64, 98, 2))
     checks = [judged(str(n), f, "x", 11, 9, higher_is_better=True, how="") for n, f in enumerate(figures)]
-    write_kernel_result(result([one], checks=checks), tmp_path / "kernels.json")
+    write_record(result([one], checks=checks), tmp_path / "kernels.json")
     text = build(tmp_path).read_text()
     assert f'<p class="verdict {state}">{said}</p>' in text
 
@@ -407,7 +408,7 @@ def test_the_terminal_shows_every_figure_with_its_verdict_in_plain_text(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     some = some_result().model_copy(update={"checks": full_result().checks, "failures": full_result().failures})
-    write_kernel_result(some, tmp_path / "kernels.json")
+    write_record(some, tmp_path / "kernels.json")
     assert main([str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert printed.isascii()
@@ -432,7 +433,7 @@ def test_two_builds_give_the_same_bytes_whatever_the_order_of_sets(tmp_path: Pat
 
 
 def test_a_folder_that_holds_both_is_the_experiment_it_is_called(tmp_path: Path) -> None:
-    write_kernel_result(cpu_result(), tmp_path / "kernels.json")
+    write_record(cpu_result(), tmp_path / "kernels.json")
     (tmp_path / "experiment.yaml").write_text("just text")
     with pytest.raises(InputError, match="not an experiment"):
         build(tmp_path)
@@ -459,7 +460,7 @@ def test_the_command_says_in_one_sentence_why_a_file_cannot_be_used(
 ) -> None:
     file = tmp_path / "some.json"
     if content is not None:
-        write_kernel_result(cpu_result(), file)
+        write_record(cpu_result(), file)
         file.write_text(content(file.read_text()))
     command = [sys.executable, "-m", "bench.report", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
@@ -472,7 +473,7 @@ def test_the_command_says_in_one_sentence_why_a_file_cannot_be_used(
 
 
 def test_a_report_is_built_without_torch(tmp_path: Path) -> None:
-    write_kernel_result(cpu_result(), tmp_path / "kernels.json")
+    write_record(cpu_result(), tmp_path / "kernels.json")
     code = "import sys; from bench.report import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)

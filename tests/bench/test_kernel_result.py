@@ -17,8 +17,8 @@ from bench.kernels.result import (
     Measurement,
     judged,
     read_kernel_result,
-    write_kernel_result,
 )
+from bench.result import write_record
 from pose.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,7 +102,7 @@ def test_a_result_is_read_back_as_it_was_written(tmp_path: Path) -> None:
         checks=[judged("x", math.inf, "us", 1, 2, higher_is_better=False, how="made up")],
         device={"name": "made up", "multiprocessors": 132, "clock_sm_mhz": 1980.5, "driver": None},
     )
-    write_kernel_result(result, tmp_path / "kernels.json")
+    write_record(result, tmp_path / "kernels.json")
     assert read_kernel_result(tmp_path / "kernels.json") == result
     assert [path.name for path in tmp_path.iterdir()] == ["kernels.json"]
 
