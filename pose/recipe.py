@@ -56,8 +56,25 @@ class Input(Section):
 
     size: Annotated[int, Field(ge=32, le=1024)] = 256  # side of the crop the model sees
     crop: Literal["exact", "opencv4"] = "opencv4"  # bilinear arithmetic; the published models used opencv4
-    images: Literal["memory", "disk"] = "memory"  # decode once and keep the faces' surroundings, or at every use
+    # memory: decode once and keep the faces' surroundings; cache: the same, decoded once for all runs, into the folder
+    # `cache`; disk: decode at every use
+    images: Literal["memory", "cache", "disk"] = "memory"
+    cache: str = "data/cache"  # folder of crop caches; `pose.prepare` fills it ahead of a run
     workers: Count = 0  # decoding processes for images: disk
+    # Where random draws, targets and crops are made. host: all but the crop by the main process; device: all on the
+    # training device, nothing to wait for (images in memory or cache); workers: all in the decoding processes (disk)
+    sampling: Literal["host", "device", "workers"] = "host"
+    impl: Literal["auto", "triton", "reference"] = "auto"  # of sampling and crop
+    pixel_bytes: Literal[3, 4] = 3  # of regions kept in memory; 4: RGB and a gap, one load per pixel
+    channels: Literal[3, 4] = 3  # of the batch; 4: the last is zero, and the first convolution's weights are padded
+
+    @model_validator(mode="after")
+    def _fits_images(self) -> Input:
+        if self.sampling == "device" and self.images == "disk":
+            raise ValueError("sampling: device needs the pixels at hand: images must be memory or cache")
+        if self.sampling == "workers" and self.images != "disk":
+            raise ValueError(f"sampling: workers needs decoding processes: images must be disk, not {self.images}")
+        return self
 
 
 class Model(Section):
@@ -104,6 +121,17 @@ class Augment(Section):
     rotation_probability: Share = 0.6
 
 
+class Parallel(Section):
+    """Data parallelism: `train.batch_size` faces are shared out over `world_size` processes."""
+
+    world_size: Positive = 1
+    broadcast_buffers: bool = False  # running statistics from rank 0 at every forward pass; the published runs did not
+    sync_batch_norm: bool = False  # statistics over all ranks' faces; GPUs only
+    compression: Literal["none", "bf16"] = "none"  # of gradients on their way between ranks
+    bucket_mb: PositiveFloat = 25.0  # gradients are summed in buckets of this size while the backward pass goes on
+    find_unused_parameters: bool = False
+
+
 class Train(Section):
     epochs: Positive | None = None  # one of epochs and steps
     steps: Positive | None = None
@@ -116,6 +144,14 @@ class Train(Section):
     warmup: Count = 500  # iterations; the published schedule always has 500
     precision: Precision = "fp32"
     channels_last: bool = False
+    batch_norm: Literal["batch", "frozen"] = "batch"  # frozen: normalise by the running statistics, which stay
+    drop_last: bool = True  # leave out an epoch's last partial batch, as published
+    adam: Literal["auto", "single", "foreach", "fused"] = "auto"  # how Adam walks over the weights; auto: torch decides
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of a moving average of the weights, then evaluated
+    compile: Literal["off", "default", "max-autotune-no-cudagraphs", "reduce-overhead", "max-autotune"] = "off"
+    graph: bool = False  # the whole step, input included, as one CUDA graph
+    cudnn_benchmark: bool = False  # let cuDNN time its algorithms; two runs may then differ in their bits
+    parallel: Parallel = Parallel()
     augment: Augment = Augment()
     log_every: Positive = 20  # steps between looks at the loss; on a GPU each waits for the device
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -133,7 +169,26 @@ class Train(Section):
             raise ValueError(f"lr_scaling {self.lr_scaling!r} needs lr_batch_size, the batch size that lr is meant for")
         if self.schedule == "published" and self.warmup != 500:
             raise ValueError("the published schedule has a warm-up of 500 iterations; choose another schedule")
+        if self.parallel.world_size > self.batch_size:
+            raise ValueError(f"{self.parallel.world_size} ranks cannot share a batch of {self.batch_size} faces")
+        if self.graph:
+            self._can_be_captured()
         return self
+
+    def _can_be_captured(self) -> None:
+        if self.device == "cpu":
+            raise ValueError("graph: a CUDA graph needs a GPU, and device is cpu")
+        if self.precision == "fp16" and self.adam != "fused":
+            raise ValueError(
+                f"graph: with fp16, Adam must not read the loss scaler's flag on the host; adam must be fused, "
+                f"not {self.adam}"
+            )
+        if self.compile in ("reduce-overhead", "max-autotune"):
+            raise ValueError(f"graph: compile: {self.compile} captures CUDA graphs of its own; choose another mode")
+        if self.parallel.find_unused_parameters:
+            raise ValueError("graph: which parameters are unused is found on the host; find_unused_parameters is true")
+        if not self.drop_last:
+            raise ValueError("graph: a partial batch has other shapes than the captured ones; drop_last is false")
 
 
 class Evaluate(Section):
@@ -161,6 +216,15 @@ class Recipe(Section):
     def _leaves_batch_norm_something(self) -> Recipe:
         if (self.train.micro_batch or self.train.batch_size) == 1 and self.input.size <= 32:
             raise ValueError("one face at a time at 32 px leaves BatchNorm one value per channel: enlarge either")
+        return self
+
+    @model_validator(mode="after")
+    def _graph_includes_the_input(self) -> Recipe:
+        if self.train.graph and self.input.sampling != "device":
+            raise ValueError(
+                f"train.graph: the captured step makes its own batch; input.sampling must be device, "
+                f"not {self.input.sampling}"
+            )
         return self
 
 
@@ -234,7 +298,7 @@ def _sentence(kind: type[Section], values: Any, error: Any, layers: Layers, unde
     else:
         text = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         given = "" if isinstance(error["input"], dict | Section) else f" (given: {error['input']!r})"
-        message = f"{'.'.join(path)}: {text[0].lower()}{text[1:]}{given}"
+        message = f"{'.'.join(path)}{': ' if path else ''}{text[0].lower()}{text[1:]}{given}"
     place = layers.origins.get((*under, *wrong)) if under else None
     if place is not None:
         return f"{place}: {'.'.join(under)}.{message}"
