@@ -10,7 +10,7 @@ import traceback
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.plan import Trial
 from bench.result import FAILURE, RESULT, Failure, Result, SubsetMetrics, Throughput, Timings, write_record
@@ -19,6 +19,7 @@ from pose.files import write_atomically
 from pose.recipe import Recipe
 
 if TYPE_CHECKING:
+    from pose.distributed import Ranks
     from pose.metrics import SubsetRow
     from pose.trainer import Look
 
@@ -59,7 +60,9 @@ def run_trial(argument: str) -> int:
     from pose.trainer import Interrupted, NonFiniteLoss
 
     try:
-        write_record(_run(folder), folder / RESULT)
+        result = _run(folder)
+        if result is not None:
+            write_record(result, folder / RESULT)
     except NonFiniteLoss as error:
         checkpoint = str(error.checkpoint) if error.checkpoint else None
         failure = Failure(
@@ -82,7 +85,17 @@ def run_trial(argument: str) -> int:
     return EXIT_INPUT if failure.kind == "input" else EXIT_FAILED
 
 
-def _run(folder: Path) -> Result:
+def _run(folder: Path) -> Result | None:
+    """The trial's result on its main rank, None on the others."""
+    from pose.distributed import joined
+
+    spec = json.loads((folder / SPEC).read_bytes())
+    recipe = Recipe.model_validate(spec["recipe"])
+    with joined(recipe.train.parallel.world_size, recipe.train.device) as ranks:
+        return _train(folder, spec, recipe, ranks)
+
+
+def _train(folder: Path, spec: dict[str, Any], recipe: Recipe, ranks: Ranks) -> Result | None:
     begun, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     from bench.environment import environment
     from bench.op_error import op_error
@@ -90,23 +103,33 @@ def _run(folder: Path) -> Result:
     from pose.evaluator import Evaluator
     from pose.geometry import PADDING
     from pose.metrics import mean_shape, mean_shape_nme, subset_rows
-    from pose.precision import select_device
-    from pose.trainer import total_steps, train
+    from pose.stepper import refuse_impossible, total_steps
+    from pose.trainer import train
 
-    spec = json.loads((folder / SPEC).read_bytes())
-    recipe = Recipe.model_validate(spec["recipe"])
-    device = select_device(recipe.train.device)
     status = _Status(folder / STATUS)
     train_faces, test_faces = load_split(recipe.data, "train"), load_split(recipe.data, "test")
-    error = op_error(recipe.loss, recipe.train.precision, device)  # before hours of training, not after
-    status.write("training", total_steps(recipe.train, len(train_faces)))
-    evaluator = Evaluator(test_faces, recipe.input, recipe.evaluate, device)
+    refuse_impossible(recipe, ranks, faces=len(train_faces))
+    error = op_error(recipe.loss, recipe.train.precision, ranks.device)  # before hours of training, not after
+    if ranks.main:
+        status.write("training", total_steps(recipe.train, len(train_faces)))
+    evaluator = Evaluator(test_faces, recipe.input, recipe.evaluate, ranks)
     data_seconds = time.perf_counter() - begun
 
-    trained = train(recipe, train_faces, folder, seed=spec["seed"], validate=evaluator.score, on_look=status.look)
-    status.write("evaluating", trained.steps)
+    trained = train(
+        recipe,
+        train_faces,
+        folder,
+        seed=spec["seed"],
+        ranks=ranks,
+        validate=evaluator.score,
+        on_look=status.look,
+    )
+    if ranks.main:
+        status.write("evaluating", trained.steps)
     evaluation_begun = time.perf_counter()
     evaluation = evaluator.evaluate(trained.model, shown=False)
+    if not ranks.main:
+        return None
     evaluation_seconds = time.perf_counter() - evaluation_begun
     shape = mean_shape(train_faces.points, train_faces.center, train_faces.side * PADDING)
     shape_nme = mean_shape_nme(shape, test_faces.points, test_faces.center, test_faces.side * PADDING)

@@ -15,16 +15,21 @@ from kernels.losses import (
     wing_loss_and_grad,
 )
 from kernels.modules import AdaptiveWingLoss, SmoothL1Loss, SoftWingLoss, WingLoss
+from kernels.sample import FaceColumns, Sampled, Sampling, sample_faces
 
 __all__ = [
     "AdaptiveWingLoss",
+    "FaceColumns",
     "RaggedImages",
+    "Sampled",
+    "Sampling",
     "SmoothL1Loss",
     "SoftWingLoss",
     "WingLoss",
     "adaptive_wing_loss",
     "adaptive_wing_loss_and_grad",
     "crop_faces",
+    "sample_faces",
     "smooth_l1_loss",
     "smooth_l1_loss_and_grad",
     "soft_wing_loss",

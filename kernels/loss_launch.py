@@ -67,7 +67,7 @@ def scale_(grad: Tensor, factor: Tensor) -> None:
     count = grad.numel()
     if count:
         programs = min(-(-count // _SCALED), _SCALING_PROGRAMS)
-        with _on(grad.device):
+        with on_device(grad.device):
             _run(code.scale_kernel, _scaling(grad.dtype, factor.dtype), grad.device, programs, (grad, factor, count))
 
 
@@ -80,7 +80,7 @@ def empty_loss(loss: Loss, pred: Tensor, target: Tensor) -> Tensor:
 def prepare(device: torch.device) -> None:
     """Allocate now what launches on `device` keep; done by the first one otherwise."""
     if device.type == "cuda" and torch.cuda.is_available():
-        with _on(device):
+        with on_device(device):
             if not torch.cuda.is_current_stream_capturing():
                 _workspace(device)
 
@@ -128,7 +128,7 @@ def _launch(
     variant = _variant(case)
     programs = min(-(-count // variant.block), code.MAX_PROGRAMS)
     numbers = (count, 1.0 / denominator, scale / denominator)
-    with _on(pred.device):
+    with on_device(pred.device):
         partials = ticket = None
         if value is not None and not each:
             partials, ticket = _partials_and_ticket(pred.device, programs)
@@ -358,7 +358,7 @@ def _partials_and_ticket(device: torch.device, programs: int) -> tuple[Tensor, T
     return partials, torch.zeros(1, dtype=torch.int32, device=device)  # in a graph, a node that runs at every replay
 
 
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Triton launches on the current device, wherever the tensors are."""
     if device.type == "cpu" or torch.cuda.current_device() == device.index:
         return contextlib.nullcontext()

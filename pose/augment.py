@@ -17,10 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_WORD = 2**32
-_MASK = _WORD - 1
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
+from kernels import sample_reference as reference
 
 _INTERVALS = 2**12  # of the normal quantile's table: off by less than 1e-5 within 2 sigma
 _TAIL = 4.0  # where the table ends; the scale is clipped at 1 sigma, the rotation at 2
@@ -71,53 +68,26 @@ def draw(
     """
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed is {seed}; wanted 0 to 2^64 - 1")
-    if not 0 <= epoch < _WORD:
+    if not 0 <= epoch < reference.WORD:
         raise ValueError(f"epoch is {epoch}; wanted 0 to 2^32 - 1")
     names = torch.as_tensor(face)
     if names.dim() != 1 or names.is_floating_point() or names.is_complex() or names.dtype == torch.bool:
         raise ValueError(f"face is {names.dtype} of shape {tuple(names.shape)}; wanted integers of shape (B,)")
     names = names.long()
-    if names.is_cpu and len(names) and not (names.min() >= 0 and names.max() < _WORD):
+    if names.is_cpu and len(names) and not (names.min() >= 0 and names.max() < reference.WORD):
         raise ValueError(f"face holds {int(names.min())} to {int(names.max())}; wanted 0 to 2^32 - 1")
     names = names.to(device)
 
-    zero = torch.zeros_like(names)
-    words = philox((names, zero + epoch, zero, zero), (seed & _MASK, seed >> 32))
-    flip, scale, rotation, rotate = ((word.double() + 0.5) / _WORD for word in words)  # uniform in (0, 1)
     a = augmentation
-    angle = (a.rotation * _normal(rotation)).clamp(-2 * a.rotation, 2 * a.rotation)
     return Draws(
-        flip=flip <= a.flip,
-        scale=(1 + a.scale * _normal(scale)).clamp(1 - a.scale, 1 + a.scale),
-        rotation=torch.where(rotate <= a.rotation_probability, angle, 0.0),
+        *reference.draws(
+            names, epoch, seed, a.flip, a.scale, a.rotation, a.rotation_probability, quantiles(names.device)
+        )
     )
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Philox4x32-10: four int64 tensors of 32-bit words from four of counters and two words of key."""
-    even, odd = torch.stack(counter[::2]), torch.stack(counter[1::2])
-    keys = [[(k + i * step) & _MASK for k, step in zip(key, _WEYL, strict=True)] for i in range(10)]
-    multiplier = torch.tensor(_MULTIPLIERS, device=even.device).view(2, *[1] * (even.dim() - 1))
-    for round_key in torch.tensor(keys, device=even.device).view(10, *multiplier.shape):
-        # high and low word of multiplier * even, in halves: the whole product would overflow int64
-        low = multiplier * (even & 0xFFFF)
-        high = multiplier * (even >> 16) + (low >> 16)
-        low = ((high & 0xFFFF) << 16) | (low & 0xFFFF)
-        even, odd = (high >> 16).flip(0) ^ odd ^ round_key, low.flip(0)
-    return even[0], odd[0], even[1], odd[1]
-
-
-def _normal(uniform: Tensor) -> Tensor:
-    """Standard normal quantiles of values in (0, 1), clamped at +-_TAIL."""
-    table = _quantiles(uniform.device)
-    position = uniform * _INTERVALS
-    whole = position.floor()
-    left = whole.long()
-    low = table[left]
-    return low + (position - whole) * (table[left + 1] - low)
-
-
 @functools.cache
-def _quantiles(device: torch.device) -> Tensor:
+def quantiles(device: torch.device) -> Tensor:
+    """The table of normal quantiles that draws are read from, float64 on `device`; clamped at +-_TAIL."""
     inner = [NormalDist().inv_cdf(i / _INTERVALS) for i in range(1, _INTERVALS)]
     return torch.tensor([-_TAIL, *inner, _TAIL], dtype=torch.float64, device=device)

@@ -42,7 +42,8 @@ class Checkpoint:
     """A training run after `step` finished optimiser steps.
 
     recipe, extra: plain values (numbers, text, lists, dicts; extra may hold tensors); model: `DeepPose.state_dict()`;
-    optimizer, scaler: their state dicts, None where there is none.
+    optimizer, scaler: their state dicts, None where there is none. average: the moving average of the weights, like
+    `model`, where the run has one; it is what is evaluated.
     """
 
     recipe: dict[str, Any]
@@ -52,12 +53,14 @@ class Checkpoint:
     model: dict[str, Tensor]
     optimizer: dict[str, Any] | None = None
     scaler: dict[str, Any] | None = None
+    average: dict[str, Tensor] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
-    def network(self) -> DeepPose:
-        """A new model with these weights, in training mode."""
-        network = DeepPose(self.backbone, self.num_landmarks).to(self.model["head.weight"].dtype)
-        network.load_state_dict(self.model)
+    def network(self, *, averaged: bool = False) -> DeepPose:
+        """A new model with these weights, or with their moving average if there is one, in training mode."""
+        weights = self.average if averaged and self.average is not None else self.model
+        network = DeepPose(self.backbone, self.num_landmarks).to(weights["head.weight"].dtype)
+        network.load_state_dict(weights)
         return network
 
 
@@ -97,11 +100,14 @@ def load_model(path: Path | str) -> DeepPose:
 
 
 def load_model_and_recipe(path: Path | str) -> tuple[DeepPose, dict[str, Any]]:
-    """As `load_model`, and the recipe it was trained by; {} for the published layout, which carries none."""
+    """As `load_model`, and the recipe it was trained by; {} for the published layout, which carries none.
+
+    Of a run with a moving average of the weights it is the average.
+    """
     content = read_weights(path)
     if isinstance(content, dict) and content.get("format") == FORMAT:
         checkpoint = _checkpoint(path, content)
-        return checkpoint.network(), checkpoint.recipe
+        return checkpoint.network(averaged=True), checkpoint.recipe
     return _published(path, content, NUM_LANDMARKS), {}
 
 
@@ -113,7 +119,8 @@ def _checkpoint(path: Path | str, content: Any) -> Checkpoint:
         raise InputError(f"{path} is a training checkpoint of version {version}, this is for version {VERSION}")
     optional_dict = (dict, type(None))
     kinds: dict[str, Any] = {"recipe": dict, "step": int, "backbone": str, "num_landmarks": int, "model": dict}
-    kinds |= {"optimizer": optional_dict, "scaler": optional_dict, "extra": dict}
+    kinds |= {"optimizer": optional_dict, "scaler": optional_dict, "average": optional_dict, "extra": dict}
+    content = {"average": None, **content}  # which earlier files do not have
     for name, kind in kinds.items():
         if name not in content or not isinstance(content[name], kind):
             raise InputError(f"{path}: the training checkpoint has no valid {name!r}")
@@ -121,7 +128,10 @@ def _checkpoint(path: Path | str, content: Any) -> Checkpoint:
         raise InputError(f"{path}: no backbone {content['backbone']!r} with {content['num_landmarks']} landmarks")
     wanted = DeepPose(content["backbone"], content["num_landmarks"]).state_dict()
     values = {name: content[name] for name in kinds}
-    return Checkpoint(**{**values, "model": matching_tensors(path, values["model"], wanted)})
+    for name in ("model", "average"):
+        if values[name] is not None:
+            values[name] = matching_tensors(path, values[name], wanted)
+    return Checkpoint(**values)
 
 
 def _published(path: Path | str, content: Any, num_landmarks: int) -> DeepPose:

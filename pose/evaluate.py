@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from pose.checkpoint import load_model_and_recipe
     from pose.data.source import load_path
+    from pose.distributed import Ranks
     from pose.evaluator import Evaluator, table
     from pose.files import writable_folder, write_atomically
     from pose.landmarks import ATTRIBUTES
@@ -58,7 +59,7 @@ def _run(options: argparse.Namespace) -> int:
     config = prediction_input(recipe, options.size, options.crop)
 
     faces = load_path(options.data, options.images, options.split)
-    result = Evaluator(faces, config, evaluation, device).evaluate(model)
+    result = Evaluator(faces, config, evaluation, Ranks(device=device)).evaluate(model)
     rows = result.rows()
     print(table(rows))
     empty = [row.name for row in rows if row.count == 0]

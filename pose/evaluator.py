@@ -12,13 +12,15 @@ import numpy as np
 import torch
 
 from pose.data.faces import Faces
+from pose.distributed import Ranks
+from pose.errors import InputError
 from pose.files import replacing
 from pose.geometry import PADDING
 from pose.inputs import upright_batches
 from pose.loader import open_loader
 from pose.metrics import SubsetRow, nme, subset_rows
 from pose.model import DeepPose, decode
-from pose.precision import autocast, parameter_dtype, tf32
+from pose.precision import autocast, parameter_dtype, pixel_dtype, tf32
 from pose.predictor import predict_batch
 from pose.progress import progress
 from pose.recipe import Evaluate, Input
@@ -55,44 +57,55 @@ class Evaluation:
 
 
 class Evaluator:
-    """Faces made ready once, their pictures decoded; evaluates any number of models on them."""
+    """Faces made ready once, their pictures decoded; evaluates any number of models on them.
 
-    def __init__(self, faces: Faces, config: Input, options: Evaluate, device: torch.device) -> None:
+    Several `ranks` share the faces out, and every one of them has the whole result. Raises `InputError` for fewer faces
+    than ranks, and for pictures that cannot be read.
+    """
+
+    def __init__(self, faces: Faces, config: Input, options: Evaluate, ranks: Ranks) -> None:
+        if len(faces) < ranks.world_size:
+            raise InputError(f"train.parallel.world_size: {ranks.world_size} ranks for {len(faces)} test faces")
         self.faces = faces
         self.config = config
         self.options = options
-        self.device = device
-        label = "decoding test faces"
-        self.loader = open_loader(
-            faces, config.images, reach=1.0, workers=config.workers, device=device, label=label
-        )  # a reach of 1: crops are upright, and as large as the padded square
+        self.ranks = ranks
+        self.device = ranks.device
+        self.mine = faces if ranks.world_size == 1 else faces.select(np.arange(len(faces))[ranks.shard(len(faces))])
+        # A reach of 1: crops are upright, and as large as the padded square
+        self.loader = open_loader(self.mine, config, reach=1.0, device=ranks.device, label="decoding test faces")
 
     @torch.inference_mode()
     def evaluate(self, model: DeepPose, *, shown: bool = True) -> Evaluation:
-        """Predict all faces. `model` is left as it is, in its training or evaluation mode and its dtype."""
-        faces, options = self.faces, self.options
+        """Predict all faces. `model` is left as it is, in its training or evaluation mode and its dtype.
+
+        Ranks whose running statistics went different ways all take those of the main one, which its checkpoint holds.
+        """
+        faces, options, ranks = self.faces, self.options, self.ranks
         dtype = parameter_dtype(options.precision)
-        if model.training or model.head.weight.dtype != dtype or model.head.weight.device != self.device:
+        other = model.head.weight.dtype != dtype or model.head.weight.device != self.device
+        if model.training or other or ranks.world_size > 1:
             model = copy.deepcopy(model).to(self.device, dtype).eval()
-        points = np.empty((len(faces), model.num_landmarks, 2))
+            ranks.from_main_(model.buffers())
+        outputs = []
         done = 0
         batches = upright_batches(
             self.loader,
-            faces,
+            self.mine,
             config=self.config,
             batch_size=options.batch_size,
             device=self.device,
-            dtype=dtype,
+            dtype=pixel_dtype(options.precision),
         )
         shift = options.flip_shift / self.config.size
-        with tf32(options.precision), progress("evaluating", len(faces), shown=shown) as update:
+        with tf32(options.precision), progress("evaluating", len(self.mine), shown=shown and ranks.main) as update:
             for pixels in batches:
                 with autocast(options.precision, self.device):
-                    output = predict_batch(model, pixels, flip_test=options.flip_test, shift=shift)
-                rows = slice(done, done + len(pixels))
-                points[rows] = decode(output.double().cpu().numpy(), faces.center[rows], faces.side[rows] * PADDING)
+                    outputs.append(predict_batch(model, pixels, flip_test=options.flip_test, shift=shift).double())
                 done += len(pixels)
                 update(done)
+        output = ranks.collect(torch.cat(outputs), len(faces)).cpu().numpy()  # waits for the device, once
+        points = decode(output, faces.center, faces.side * PADDING)
         return Evaluation(faces, points, nme(points, faces.points))
 
     def score(self, model: DeepPose) -> float:

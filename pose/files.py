@@ -61,3 +61,18 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Replace `path` by a file with `content`."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def link(source: Path, path: Path) -> bool:
+    """Replace `path` by a second name for the file `source`, which is not written again; False where that cannot be."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.hardlink_to(source)
+        temporary.replace(path)
+    except OSError:  # a file system without links
+        return False
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # two names of one file: renaming one to the other does nothing
+    _sync_folder(path.parent)
+    return True

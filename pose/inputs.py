@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 
 from kernels import crop_faces
+from kernels.crop_reference import normalised
 from pose.augment import Augmentation, draw
 from pose.data.faces import Faces
-from pose.geometry import PADDING, crop_matrix, mirrored_center
-from pose.loader import Loader, PixelBatch
+from pose.geometry import PADDING, crop_matrix
+from pose.loader import DiskLoader, MemoryLoader, PixelBatch
+from pose.placement import place
 from pose.recipe import Augment, Input
-from pose.targets import targets_and_weights
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """faces: (B,) numbers; pixels: (B, 3, S, S) normalised; target, weight: (B, 98, 2), target as fractions of S."""
+    """pixels: (B, 3 or 4, S, S) normalised; target, weight: (B, 98, 2), target as fractions of S."""
 
-    faces: np.ndarray
     pixels: Tensor
     target: Tensor
     weight: Tensor
@@ -37,25 +37,25 @@ def training_batch(
     seed: int,
     epoch: int,
     device: torch.device,
+    pixel_dtype: torch.dtype,
     dtype: torch.dtype,
 ) -> TrainingBatch:
-    """Crop `pixels` with the random draws of (seed, epoch, face), and make targets and weights."""
+    """Crop `pixels` with the random draws of (seed, epoch, face), and make targets and weights, these in `dtype`."""
     numbers = pixels.faces
     draws = draw(seed, epoch, torch.from_numpy(numbers), augmentation=Augmentation(**augment.model_dump()))
-    flip = draws.flip
-    full_width = pixels.widths
-    center = np.where(
-        flip.numpy()[:, None], mirrored_center(faces.center[numbers], full_width.numpy()), faces.center[numbers]
-    )
-    side = faces.side[numbers] * PADDING * draws.scale.numpy()
-    matrix = torch.from_numpy(crop_matrix(center, side, draws.rotation.numpy(), config.size))
-    target, weight = targets_and_weights(torch.from_numpy(faces.points[numbers]), matrix, flip, full_width, config.size)
-    crops = _crops(pixels, matrix, flip, config, device, dtype)
-    return TrainingBatch(numbers, crops, target.to(device, dtype), weight.to(device, dtype))
+    matrix, target, weight = place(faces, numbers, draws, pixels.widths, config.size)
+    crops = _crops(pixels, matrix, draws.flip, config, device, pixel_dtype)
+    return TrainingBatch(crops, target.to(device, dtype), weight.to(device, dtype))
 
 
 def upright_batches(
-    loader: Loader, faces: Faces, *, config: Input, batch_size: int, device: torch.device, dtype: torch.dtype
+    loader: DiskLoader | MemoryLoader,
+    faces: Faces,
+    *,
+    config: Input,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Iterator[Tensor]:
     """The upright crops of all `faces`, in order: (B, 3, S, S) normalised."""
     numbers = np.arange(len(faces))
@@ -73,5 +73,24 @@ def _crops(
 ) -> Tensor:
     images, index = pixels.images.to(device), pixels.index.to(device)
     return crop_faces(
-        images, index, matrix.to(device), flip.to(device), size=config.size, mode=config.crop, dtype=dtype
+        images,
+        index,
+        matrix.to(device),
+        flip.to(device),
+        size=config.size,
+        mode=config.crop,
+        channels=config.channels,
+        dtype=dtype,
+        impl=config.impl,
     )
+
+
+def normalised_batch(levels: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    """Levels 0 to 255, (B, 3, S, S) uint8, as `crop_faces` normalises them: (B, channels, S, S), channels last."""
+    count, _, height, width = levels.shape
+    shape = (count, channels, height, width)
+    out = torch.empty(shape, dtype=dtype, device=levels.device, memory_format=torch.channels_last)
+    out[:, 3:] = 0
+    for channel in range(3):
+        out[:, channel] = normalised(levels[:, channel], channel)
+    return out

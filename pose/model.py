@@ -26,6 +26,7 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 class DeepPose(nn.Module):
     """(N, 3, S, S) normalised RGB crops -> (N, num_landmarks, 2), x and y as fractions of the crop's side.
 
+    Crops may have a fourth channel of zeros, (N, 4, S, S), which makes pixels words in memory and changes nothing else.
     `backbone` is one of `BACKBONES`, otherwise ValueError. The parameters are those of `initialise(self, seed)`,
     whatever the state of the global random numbers. The output has the dtype of the linear layer: float32, or
     autocast's under autocast.
@@ -145,11 +146,22 @@ def _build(backbone: str) -> tuple[nn.Sequential, int]:
 
     network = get_model(backbone, weights=None)
     layers = OrderedDict((name, child) for name, child in network.named_children() if name not in ("avgpool", "fc"))
+    layers["conv1"] = _FirstConvolution(3, network.conv1.out_channels, 7, stride=2, padding=3, bias=False)
     return nn.Sequential(layers), network.fc.in_features
 
 
+class _FirstConvolution(nn.Conv2d):
+    """Reads batches of more channels than it has weights for: the rest are zeros, and so are the weights they meet."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        more = pixels.shape[1] - self.in_channels
+        weight = nn.functional.pad(self.weight, (0, 0, 0, 0, 0, more)) if more else self.weight
+        return self._conv_forward(pixels, weight, self.bias)
+
+
 def _tiny_stage(inputs: int, outputs: int) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)
+    kind = _FirstConvolution if inputs == 3 else nn.Conv2d
+    convolution = kind(inputs, outputs, 3, stride=2, padding=1, bias=False)
     return nn.Sequential(OrderedDict(conv=convolution, bn=nn.BatchNorm2d(outputs), relu=nn.ReLU(inplace=True)))
 
 

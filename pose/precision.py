@@ -24,6 +24,11 @@ def parameter_dtype(precision: str) -> torch.dtype:
     return torch.float64 if precision == "fp64" else torch.float32
 
 
+def pixel_dtype(precision: str) -> torch.dtype:
+    """dtype of the crops that the network reads: autocast would round them to its own at the first convolution."""
+    return _AUTOCAST.get(precision, parameter_dtype(precision))
+
+
 @contextmanager
 def tf32(precision: str) -> Iterator[None]:
     """While the block runs, let float32 products on a GPU round their operands to TF32, or forbid it.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
+from kernels import sample_reference as reference
 from pose.landmarks import FLIP_INDEX, NUM_LANDMARKS
 
 
@@ -29,13 +32,10 @@ def targets_and_weights(
     ):
         if tensor.shape != shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; wanted {shape}")
-    x, y = points.float().unbind(-1)
-    rename = torch.from_numpy(FLIP_INDEX).to(points.device)
-    mirrored = (full_width - 1).float()[:, None] - x[:, rename]
-    turned = flip[:, None]
-    x = torch.where(turned, mirrored, x).double()
-    y = torch.where(turned, y[:, rename], y).double()
-    m = matrix.double()[..., None]
-    crop = torch.stack([m[:, i, 0] * x + m[:, i, 1] * y + m[:, i, 2] for i in (0, 1)], dim=-1).float()
-    inside = ((crop >= 0) & (crop <= size - 1)).all(dim=-1, keepdim=True)
-    return crop / torch.full((), float(size), device=crop.device), inside.float().repeat(1, 1, 2)
+    return reference.targets_and_weights(points, matrix, flip, full_width, size, flip_index(points.device))
+
+
+@functools.cache
+def flip_index(device: torch.device) -> Tensor:
+    """`FLIP_INDEX` on `device`."""
+    return torch.from_numpy(FLIP_INDEX).to(device)

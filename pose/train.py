@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pose.errors import InputError, run_command
 
 if TYPE_CHECKING:
+    from pose.distributed import Ranks
     from pose.recipe import Recipe
     from pose.trainer import Look
 
@@ -44,26 +45,34 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(recipe: Recipe, out: Path, seed: int) -> int:
+    from pose.distributed import joined
+
+    with joined(recipe.train.parallel.world_size, recipe.train.device) as ranks:
+        return _train(recipe, out, seed, ranks)
+
+
+def _train(recipe: Recipe, out: Path, seed: int, ranks: Ranks) -> int:
     from pose.criterion import refuse_unavailable
     from pose.data.source import load_split
     from pose.evaluator import Evaluator, table
     from pose.files import writable_folder
-    from pose.precision import select_device
     from pose.progress import progress
-    from pose.trainer import Interrupted, NonFiniteLoss, total_steps, train
+    from pose.stepper import refuse_impossible, total_steps
+    from pose.trainer import Interrupted, NonFiniteLoss, train
 
-    device = select_device(recipe.train.device)
-    refuse_unavailable(recipe.loss, device)
+    refuse_unavailable(recipe.loss, ranks.device)
     writable_folder(out)
-    train_faces, test_faces = load_split(recipe.data, "train"), load_split(recipe.data, "test")
-    evaluator = Evaluator(test_faces, recipe.input, recipe.evaluate, device)
+    with ranks.main_first():  # a synthetic set is made once
+        train_faces, test_faces = load_split(recipe.data, "train"), load_split(recipe.data, "test")
+    refuse_impossible(recipe, ranks, faces=len(train_faces))
+    evaluator = Evaluator(test_faces, recipe.input, recipe.evaluate, ranks)
     try:
-        with progress("training", total_steps(recipe.train, len(train_faces))) as update:
+        with progress("training", total_steps(recipe.train, len(train_faces)), shown=ranks.main) as update:
 
             def on_look(look: Look) -> None:
                 update(look.step, f"epoch {look.epoch + 1}, loss {look.loss:.4g}, {look.images_per_second:.0f} img/s")
 
-            trained = train(recipe, train_faces, out, seed=seed, validate=evaluator.score, on_look=on_look)
+            trained = train(recipe, train_faces, out, seed=seed, ranks=ranks, validate=evaluator.score, on_look=on_look)
     except NonFiniteLoss as error:
         print(f"error: {error}; the pictures of its batch:", *error.faces, sep="\n  ", file=sys.stderr)
         return EXIT_UNFINISHED
@@ -71,6 +80,8 @@ def _run(recipe: Recipe, out: Path, seed: int) -> int:
         print(error, file=sys.stderr)
         return EXIT_UNFINISHED
     result = evaluator.evaluate(trained.model)
+    if not ranks.main:
+        return 0
     result.save(out / "faces.npz")
     print(table(result.rows()))
     print(f"{out / 'checkpoint.pt'}: {trained.steps} steps, final loss {trained.final_loss:.4g}")

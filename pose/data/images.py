@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +28,19 @@ def read_image(path: Path | str) -> np.ndarray:
 
     Raises `InputError` naming the file when it is missing, truncated or no picture.
     """
-    path = Path(path)
+    with _opened(Path(path)) as image:
+        turn = _TURNS.get(_orientation(image))
+        return np.asarray((image if turn is None else image.transpose(turn)).convert("RGB"))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The picture, whose pixels the block may decode; what goes wrong is an `InputError` that names the file."""
     try:
         with Image.open(path) as image:
             if image.mode in ("I", "F") or image.mode.startswith("I;"):
                 raise InputError(f"{path}: its pixels are {image.mode} (more than 8 bits); 8-bit pictures are wanted")
-            turn = _TURNS.get(_orientation(image))
-            return np.asarray((image if turn is None else image.transpose(turn)).convert("RGB"))
+            yield image
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -59,3 +66,11 @@ def check_images_exist(faces: Faces, source: Path | str) -> None:
 def unique_paths(paths: Sequence[Path]) -> list[Path]:
     """Each path once, in order of first appearance."""
     return list(dict.fromkeys(paths))
+
+
+def image_size(path: Path | str) -> tuple[int, int]:
+    """(width, height) of the array that `read_image` would give, from the file's header alone. Raises `InputError`."""
+    path = Path(path)
+    with _opened(path) as image:
+        width, height = image.size
+        return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)

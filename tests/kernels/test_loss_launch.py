@@ -254,10 +254,10 @@ def test_launches_go_to_the_tensors_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     entered = []
     monkeypatch.setattr(torch.cuda, "device", lambda device: entered.append(device))
-    loss_launch._on(torch.device("cuda", 1))
+    loss_launch.on_device(torch.device("cuda", 1))
     assert entered == [torch.device("cuda", 1)]
-    loss_launch._on(torch.device("cuda", 0))  # the current one: nothing to switch
-    loss_launch._on(torch.device("cpu"))
+    loss_launch.on_device(torch.device("cuda", 0))  # the current one: nothing to switch
+    loss_launch.on_device(torch.device("cpu"))
     assert len(entered) == 1
 
 

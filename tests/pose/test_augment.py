@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pose.augment import NO_AUGMENTATION, Augmentation, draw, philox
+from kernels.sample_reference import philox
+from pose.augment import NO_AUGMENTATION, Augmentation, draw
 
 COUNT = 200_000
 FACES = torch.arange(COUNT)

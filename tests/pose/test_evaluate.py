@@ -18,6 +18,7 @@ from conftest import REPOSITORY, tiny_recipe, write_yaml
 
 from pose.checkpoint import save_mmpose
 from pose.data.wflw import load_wflw
+from pose.distributed import ALONE
 from pose.errors import run_command
 from pose.evaluate import main
 from pose.evaluator import Evaluator, table
@@ -25,8 +26,6 @@ from pose.geometry import PADDING, crop_matrix
 from pose.metrics import SubsetRow
 from pose.model import DeepPose
 from pose.recipe import Evaluate, Input
-
-CPU = torch.device("cpu")
 
 
 def command(module: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -51,7 +50,7 @@ def test_evaluation_is_crop_forward_flip_test_decode_and_nme_written_out(wflw_sa
     with torch.no_grad():
         model.head.weight.mul_(30)  # so that the points spread and mirror images differ
     config, options = Input(size=96, crop="opencv4"), Evaluate(batch_size=3)
-    result = Evaluator(faces, config, options, CPU).evaluate(model, shown=False)
+    result = Evaluator(faces, config, options, ALONE).evaluate(model, shown=False)
     pairs = [*((i, 32 - i) for i in range(16)), *((33 + i, 46 - i) for i in range(5)), (38, 50), (39, 49), (40, 48)]
     pairs += [(41, 47), *((60 + i, 72 - i) for i in range(5)), (65, 75), (66, 74), (67, 73), (55, 59), (56, 58)]
     pairs += [(76, 82), (77, 81), (78, 80), (87, 83), (86, 84), (88, 92), (89, 91), (95, 93), (96, 97)]
@@ -80,7 +79,7 @@ def test_evaluation_leaves_the_model_and_the_number_format_as_they_were(face_set
     model = DeepPose("tiny", seed=3).double().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    evaluator = Evaluator(load_wflw(face_set, "test"), Input(size=64, crop="exact"), Evaluate(precision="tf32"), CPU)
+    evaluator = Evaluator(load_wflw(face_set, "test"), Input(size=64, crop="exact"), Evaluate(precision="tf32"), ALONE)
     assert np.isfinite(evaluator.score(model))
     assert model.training
     assert all(value.dtype == before[name].dtype for name, value in model.state_dict().items())

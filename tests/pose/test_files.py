@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pose.errors import InputError, refuse, run_command
-from pose.files import replacing, writable_folder, write_atomically
+from pose.files import link, replacing, writable_folder, write_atomically
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -84,3 +84,21 @@ def test_a_bug_keeps_its_traceback() -> None:
 
     with pytest.raises(ZeroDivisionError):
         run_command(main)
+
+
+def test_a_second_name_replaces_the_old_file_and_outlives_the_first_ones_replacement(tmp_path: Path) -> None:
+    best, last = tmp_path / "best", tmp_path / "last"
+    write_atomically(best, b"one")
+    write_atomically(last, b"old")
+    assert link(best, last)
+    assert link(best, last)  # which it is already
+    write_atomically(best, b"two")
+    assert last.read_bytes() == b"one"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["best", "last"]
+
+
+def test_a_second_name_that_cannot_be_given_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "last", b"old")
+    assert not link(tmp_path / "missing", tmp_path / "last")
+    assert (tmp_path / "last").read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last"]

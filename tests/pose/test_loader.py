@@ -14,14 +14,16 @@ from pose.data.images import check_images_exist, read_image
 from pose.data.wflw import load_wflw
 from pose.errors import InputError
 from pose.geometry import PADDING, crop_matrix, mirrored_center
-from pose.loader import open_loader, training_reach
+from pose.loader import open_loader
 from pose.order import BatchOrder
+from pose.recipe import Input
+from pose.regions import training_reach
 
 CPU = torch.device("cpu")
 
 
 def load(faces: Faces, images: str = "memory", reach: float = training_reach(0.25)):  # type: ignore[no-untyped-def]
-    return open_loader(faces, images, reach=reach, workers=0, device=CPU, label="decoding")
+    return open_loader(faces, Input(images=images), reach=reach, device=CPU, label="decoding")
 
 
 @pytest.mark.parametrize("flip", [False, True])

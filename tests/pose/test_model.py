@@ -274,3 +274,18 @@ class TestFlipBack:
 def test_all_backbones_are_listed():
     assert set(BACKBONES) == {"tiny", *RESNET_TENSORS}
     assert all(isinstance(module, nn.Module) for module in DeepPose("tiny").backbone.children())
+
+
+@pytest.mark.parametrize("backbone", ["tiny", "resnet18"])
+def test_a_fourth_channel_of_zeros_changes_nothing(backbone: str) -> None:
+    model = DeepPose(backbone, seed=1).double().eval()
+    pixels = torch.randn(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(pixels, (0, 0, 0, 0, 0, 1))
+    wanted, found = model(pixels), model(padded)
+    # float64; a convolution over four channels may sum in another order
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    found.sum().backward()
+    first = next(model.parameters())
+    assert first.shape[1] == 3
+    assert first.grad is not None
+    assert first.grad.shape == first.shape

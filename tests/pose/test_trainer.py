@@ -14,6 +14,7 @@ from conftest import tiny_recipe
 from pose.checkpoint import load_checkpoint
 from pose.criterion import backward
 from pose.data.wflw import load_wflw
+from pose.distributed import ALONE
 from pose.errors import InputError
 from pose.evaluator import Evaluator
 from pose.order import BatchOrder
@@ -162,16 +163,16 @@ def test_micro_batches_are_an_order_of_computation_not_of_faces(face_set: Path, 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_faces_and_checkpoint(
     face_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pose.trainer
+    import pose.learner
 
-    real, calls = pose.trainer.backward, []
+    real, calls = pose.learner.backward, []
 
     def broken(*arguments: Any) -> torch.Tensor:
         calls.append(1)
         loss = real(*arguments)
         return loss * float("nan") if len(calls) == 5 else loss
 
-    monkeypatch.setattr(pose.trainer, "backward", broken)
+    monkeypatch.setattr(pose.learner, "backward", broken)
     with pytest.raises(NonFiniteLoss) as caught:
         run(face_set, tmp_path, train={"steps": 9, "checkpoint_every": 2})
     error = caught.value
@@ -201,7 +202,7 @@ def test_the_best_checkpoint_is_the_one_with_the_lowest_nme(face_set: Path, tmp_
 @pytest.mark.parametrize("precision", ["fp64", "fp32"])
 def test_evaluating_now_and_then_does_not_change_the_run(face_set: Path, tmp_path: Path, precision: str) -> None:
     settings = recipe(face_set)
-    evaluator = Evaluator(load_wflw(face_set, "test"), settings.input, settings.evaluate, torch.device("cpu"))
+    evaluator = Evaluator(load_wflw(face_set, "test"), settings.input, settings.evaluate, ALONE)
     changes = {"train": {"steps": None, "epochs": 2, "evaluate_every": 1, "precision": precision}}
     watched = run(face_set, tmp_path / "a", validate=evaluator.score, **changes)
     alone = run(face_set, tmp_path / "b", **changes)

@@ -1,0 +1,144 @@
+"""The random crops of a training batch, drawn and placed where the faces' columns lie, without the host's help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels import sample_reference as reference
+from kernels.losses import triton_problem
+
+
+class FaceColumns(NamedTuple):
+    """What is known of N faces.
+
+    points: (N, K, 2) float32, pixels of the image. center: (N, 2) float64, of the face's square, pixels of the image.
+    side: (N,) float64, of that square as it is cropped, padding included. full_width: (N,) int64, the image's, about
+    which a flip mirrors.
+    """
+
+    points: Tensor
+    center: Tensor
+    side: Tensor
+    full_width: Tensor
+
+    def to(self, device: torch.device | str) -> FaceColumns:
+        """The same columns on `device`."""
+        return FaceColumns(*(column.to(device) for column in self))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What is drawn.
+
+    flip: probability. scale: sigma of the factor on the side, clipped at 1 sigma. rotation: sigma in degrees, clipped
+    at 2 sigma, applied with probability `rotation_probability`.
+    """
+
+    flip: float = 0.5
+    scale: float = 0.25
+    rotation: float = 30.0
+    rotation_probability: float = 0.6
+
+
+class Sampled(NamedTuple):
+    """matrix: (B, 2, 3) float64, image -> crop in pixels, of the mirrored image where flip, (B,) bool, is set.
+    target: (B, K, 2) float32, crop pixels / size, not clipped. weight: the same shape, 1 inside the crop, else 0."""
+
+    matrix: Tensor
+    flip: Tensor
+    target: Tensor
+    weight: Tensor
+
+
+def sample_faces(
+    faces: FaceColumns,
+    number: Tensor,
+    epoch: Tensor,
+    *,
+    seed: int,
+    sampling: Sampling,
+    flip_index: Tensor,
+    quantiles: Tensor,
+    size: int = 256,
+    impl: str = "auto",
+) -> Sampled:
+    """Draw flip, scale and rotation of each face in `number`, and make its crop's matrix, targets and weights.
+
+    number: (B,) int64, rows of `faces` and the faces' names in the draws. epoch: () int64 on the same device; the draws
+    are a function of (seed, epoch, number) alone (Philox4x32-10), so a CUDA graph is replayed for another epoch by
+    changing it in place. seed: 0 to 2^64 - 1. flip_index: (K,) int64, the name each point takes in a mirror. quantiles:
+    (M,) float64, the standard normal's at 0, 1 / (M - 1), ... 1. size: the crop's side in pixels.
+    impl: "auto", "triton" (one launch) or "reference" (plain torch): the same bits from either, on every device.
+    Raises TypeError or ValueError for wrong arguments, IndexError for a number out of range (checked on a CPU only).
+    """
+    _check(faces, number, epoch, seed, flip_index, quantiles, size, impl)
+    problem = None if impl == "reference" else triton_problem(number.device)
+    if impl == "triton" and problem is not None:
+        raise RuntimeError(problem)
+    if impl == "triton" or (impl == "auto" and problem is None and number.is_cuda):
+        from kernels.sample_launch import launch_sample
+
+        return Sampled(*launch_sample(faces, number, epoch, seed, sampling, flip_index, quantiles, size))
+    flip, scale, rotation = reference.draws(
+        number,
+        epoch,
+        seed,
+        sampling.flip,
+        sampling.scale,
+        sampling.rotation,
+        sampling.rotation_probability,
+        quantiles,
+    )
+    full_width = faces.full_width[number]
+    x, y = faces.center[number].unbind(1)
+    center = torch.stack([torch.where(flip, full_width - x - 1, x), y], dim=1)
+    matrix = reference.crop_matrices(center, faces.side[number] * scale, rotation, size)
+    target, weight = reference.targets_and_weights(faces.points[number], matrix, flip, full_width, size, flip_index)
+    return Sampled(matrix, flip, target, weight)
+
+
+def _check(
+    faces: FaceColumns,
+    number: Tensor,
+    epoch: Tensor,
+    seed: int,
+    flip_index: Tensor,
+    quantiles: Tensor,
+    size: int,
+    impl: str,
+) -> None:
+    if impl not in ("auto", "triton", "reference"):
+        raise ValueError(f"impl is {impl!r}; wanted one of 'auto', 'triton', 'reference'")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed is {seed}; wanted 0 to 2^64 - 1")
+    if not 0 < size < 2**15:
+        raise ValueError(f"size is {size}; wanted 1 to {2**15 - 1} pixels")
+    if faces.points.dim() != 3 or len(quantiles.shape) != 1 or len(quantiles) < 2:
+        raise ValueError(
+            f"faces.points and quantiles have shapes {tuple(faces.points.shape)} and {tuple(quantiles.shape)}; "
+            "wanted (N, K, 2) and (M,), M at least 2"
+        )
+    count, landmarks = faces.points.shape[:2]
+    wanted: dict[str, tuple[Tensor, torch.dtype, tuple[int, ...]]] = {
+        "number": (number, torch.int64, (number.numel(),)),
+        "epoch": (epoch, torch.int64, ()),
+        "faces.points": (faces.points, torch.float32, (count, landmarks, 2)),
+        "faces.center": (faces.center, torch.float64, (count, 2)),
+        "faces.side": (faces.side, torch.float64, (count,)),
+        "faces.full_width": (faces.full_width, torch.int64, (count,)),
+        "flip_index": (flip_index, torch.int64, (landmarks,)),
+        "quantiles": (quantiles, torch.float64, tuple(quantiles.shape)),
+    }
+    for name, (tensor, dtype, shape) in wanted.items():
+        if tensor.dtype != dtype:
+            raise TypeError(f"{name} is {tensor.dtype}; wanted {dtype}")
+        if tensor.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; wanted {shape}")
+        if tensor.device != number.device:
+            raise ValueError(f"{name} is on {tensor.device}, number on {number.device}; wanted one device")
+    if number.is_cpu and len(number) and not (number.min() >= 0 and number.max() < count):
+        raise IndexError(f"number holds {int(number.min())} to {int(number.max())}; wanted 0 to {count - 1}")

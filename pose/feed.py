@@ -1,0 +1,214 @@
+"""Where a training step's batch comes from: made on the host, by worker processes, or on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels import FaceColumns, Sampling, crop_faces, sample_faces
+from pose.augment import quantiles
+from pose.data.faces import Faces
+from pose.distributed import Ranks
+from pose.geometry import PADDING
+from pose.inputs import TrainingBatch, normalised_batch, training_batch
+from pose.loader import CropBatch, DiskLoader, MemoryLoader, worker_batches
+from pose.order import BatchOrder
+from pose.precision import parameter_dtype, pixel_dtype
+from pose.recipe import Recipe
+from pose.regions import training_reach
+from pose.targets import flip_index
+
+
+class Feed(Protocol):
+    def batch(self, step: int) -> TrainingBatch:
+        """This rank's share of the batch of `step`; steps that follow each other may be prepared ahead."""
+        ...
+
+
+class Shares:
+    """Which faces of each step's batch are this rank's."""
+
+    def __init__(self, order: BatchOrder, ranks: Ranks) -> None:
+        self.order = order
+        self.ranks = ranks
+
+    def of(self, step: int) -> np.ndarray:
+        """(B / world size,) face numbers."""
+        faces = self.order.faces(step)
+        return faces[self.ranks.shard(len(faces))]
+
+
+class HostFeed:
+    """Pixels from a loader; draws and targets on the host, the crop on the device."""
+
+    def __init__(
+        self,
+        loader: DiskLoader | MemoryLoader,
+        faces: Faces,
+        recipe: Recipe,
+        shares: Shares,
+        seed: int,
+        device: torch.device,
+        last: int,
+    ) -> None:
+        self.loader = loader
+        self.faces = faces
+        self.recipe = recipe
+        self.shares = shares
+        self.seed = seed
+        self.device = device
+        self.last = last
+        self._next = -1
+        self._batches: Iterator = iter(())
+
+    def batch(self, step: int) -> TrainingBatch:
+        if step != self._next:
+            self._batches = self.loader.batches(self.shares.of(at) for at in range(step, self.last))
+        self._next = step + 1
+        train = self.recipe.train
+        return training_batch(
+            next(self._batches),
+            self.faces,
+            config=self.recipe.input,
+            augment=train.augment,
+            seed=self.seed,
+            epoch=self.shares.order.epoch(step),
+            device=self.device,
+            pixel_dtype=pixel_dtype(train.precision),
+            dtype=parameter_dtype(train.precision),
+        )
+
+
+class WorkerFeed:
+    """All but normalisation by worker processes, which decode, draw and crop ahead of time."""
+
+    def __init__(
+        self, faces: Faces, recipe: Recipe, shares: Shares, seed: int, device: torch.device, last: int
+    ) -> None:
+        self.faces = faces
+        self.recipe = recipe
+        self.shares = shares
+        self.seed = seed
+        self.device = device
+        self.last = last
+        self._next = -1
+        self._batches: Iterator[CropBatch] = iter(())
+
+    def batch(self, step: int) -> TrainingBatch:
+        config, train = self.recipe.input, self.recipe.train
+        if step != self._next:
+            shares = self.shares
+            groups = ((shares.order.epoch(at), shares.of(at)) for at in range(step, self.last))
+            reach = training_reach(train.augment.scale)
+            self._batches = worker_batches(self.faces, config, train.augment, self.seed, groups, reach, self.device)
+        self._next = step + 1
+        made = next(self._batches)
+        crops = made.crops.to(self.device, non_blocking=True)
+        dtype = parameter_dtype(train.precision)
+        return TrainingBatch(
+            normalised_batch(crops, config.channels, pixel_dtype(train.precision)),
+            made.target.to(self.device, dtype, non_blocking=True),
+            made.weight.to(self.device, dtype, non_blocking=True),
+        )
+
+
+class DeviceFeed:
+    """Everything on the device: `place` says which faces come next, `make` draws, crops and computes targets.
+
+    `make` reads and writes nothing on the host and always takes the same shapes, so it can be part of a CUDA graph.
+    """
+
+    def __init__(self, loader: MemoryLoader, faces: Faces, recipe: Recipe, shares: Shares, seed: int) -> None:
+        device = loader.images.pixels.device
+        self.images = loader.images
+        self.recipe = recipe
+        self.shares = shares
+        self.seed = seed
+        self.columns = FaceColumns(
+            points=torch.from_numpy(faces.points).float(),
+            center=torch.from_numpy(faces.center),
+            side=torch.from_numpy(faces.side * PADDING),
+            full_width=loader.images.full_width,
+        ).to(device)
+        self.sampling = Sampling(**recipe.train.augment.model_dump())
+        self.flip_index = flip_index(device)
+        self.quantiles = quantiles(device)
+        self.share = len(shares.of(0))
+        self.number = torch.zeros(self.share, dtype=torch.int64, device=device)
+        self.epoch = torch.zeros((), dtype=torch.int64, device=device)
+        self._order = torch.empty(0, dtype=torch.int64, device=device), range(0)
+
+    def batch(self, step: int) -> TrainingBatch:
+        self.place(step)
+        return self.make()
+
+    def place(self, step: int) -> None:
+        """Say which batch `make` makes. Nothing waits: an epoch's order travels once, ahead of its first step."""
+        numbers, steps = self._order
+        if step not in steps:
+            steps = self._rest_of_epoch(step)
+            numbers = torch.from_numpy(np.concatenate([self.shares.of(at) for at in steps]))
+            if self.epoch.is_cuda:
+                numbers = numbers.pin_memory()
+            numbers = numbers.to(self.epoch.device, non_blocking=True)
+            self._order = numbers, steps
+            self.epoch.fill_(self.shares.order.epoch(step))
+        first = (step - steps.start) * self.share
+        number = numbers[first : first + self.share]
+        if len(number) == len(self.number):
+            self.number.copy_(number)
+        else:  # a partial batch, which no graph sees
+            self.number = number.clone()
+
+    def _rest_of_epoch(self, step: int) -> range:
+        per_epoch = self.shares.order.steps_per_epoch
+        return range(step, (step // per_epoch + 1) * per_epoch)
+
+    def make(self) -> TrainingBatch:
+        config = self.recipe.input
+        precision = self.recipe.train.precision
+        matrix, flip, target, weight = sample_faces(
+            self.columns,
+            self.number,
+            self.epoch,
+            seed=self.seed,
+            sampling=self.sampling,
+            flip_index=self.flip_index,
+            quantiles=self.quantiles,
+            size=config.size,
+            impl=config.impl,
+        )
+        pixels = crop_faces(
+            self.images,
+            self.number,
+            matrix,
+            flip,
+            size=config.size,
+            mode=config.crop,
+            channels=config.channels,
+            dtype=pixel_dtype(precision),
+            impl=config.impl,
+        )
+        dtype = parameter_dtype(precision)
+        return TrainingBatch(pixels, target.to(dtype), weight.to(dtype))
+
+
+def resident_batch(share: int, recipe: Recipe, device: torch.device) -> TrainingBatch:
+    """A batch of noise that lies on the device: what a step costs without its input."""
+    generator = torch.Generator(device).manual_seed(0)
+    precision, size = recipe.train.precision, recipe.input.size
+
+    def noise(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.rand(shape, generator=generator, device=device).to(dtype)
+
+    pixels = noise(share, recipe.input.channels, size, size, dtype=pixel_dtype(precision))
+    dtype = parameter_dtype(precision)
+    return TrainingBatch(
+        pixels.contiguous(memory_format=torch.channels_last),
+        noise(share, 98, 2, dtype=dtype),
+        torch.ones(share, 98, 2, dtype=dtype, device=device),
+    )
