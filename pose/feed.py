@@ -13,9 +13,10 @@ from kernels import FaceColumns, Sampling, crop_faces, sample_faces
 from pose.augment import quantiles
 from pose.data.faces import Faces
 from pose.distributed import Ranks
+from pose.errors import InputError
 from pose.geometry import PADDING
 from pose.inputs import TrainingBatch, normalised_batch, training_batch
-from pose.loader import CropBatch, DiskLoader, MemoryLoader, worker_batches
+from pose.loader import CropBatch, DiskLoader, MemoryLoader, open_loader, worker_batches
 from pose.order import BatchOrder
 from pose.precision import parameter_dtype, pixel_dtype
 from pose.recipe import Recipe
@@ -27,6 +28,29 @@ class Feed(Protocol):
     def batch(self, step: int) -> TrainingBatch:
         """This rank's share of the batch of `step`; steps that follow each other may be prepared ahead."""
         ...
+
+
+def open_feed(recipe: Recipe, faces: Faces, seed: int, order: BatchOrder, ranks: Ranks, last: int) -> Feed:
+    """The feed that `recipe.input` asks for; steps end before `last`.
+
+    Raises `InputError` where a graph is to hold the input and the GPU has no room for the pixels. Without a graph they
+    then travel from the host, batch by batch.
+    """
+    config = recipe.input
+    shares = Shares(order, ranks)
+    if config.sampling == "workers":
+        return WorkerFeed(faces, recipe, shares, seed, ranks.device, last)
+    reach = training_reach(recipe.train.augment.scale)
+    loader = open_loader(faces, config, reach=reach, device=ranks.device, label="decoding training faces")
+    if config.sampling == "device" and isinstance(loader, MemoryLoader):
+        if loader.resident:
+            return DeviceFeed(loader, faces, recipe, shares, seed)
+        if recipe.train.graph:
+            raise InputError(
+                f"train.graph: a captured step needs the training faces' pixels on the GPU, which has no room for "
+                f"{loader.images.pixels.nbytes / 1e9:.1f} GB; set it to false"
+            )
+    return HostFeed(loader, faces, recipe, shares, seed, ranks.device, last)
 
 
 class Shares:

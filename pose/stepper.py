@@ -13,18 +13,16 @@ from pose.checkpoint import Checkpoint
 from pose.data.faces import Faces
 from pose.distributed import ALONE, Ranks
 from pose.errors import InputError
-from pose.feed import DeviceFeed, Feed, HostFeed, Shares, WorkerFeed, resident_batch
+from pose.feed import DeviceFeed, open_feed, resident_batch
 from pose.geometry import PADDING
 from pose.graph import WARMUP, WARMUP_PARALLEL, CudaRecorder, Recorder, capture
 from pose.inputs import TrainingBatch
 from pose.learner import Learner
-from pose.loader import MemoryLoader, open_loader
 from pose.metrics import mean_shape
 from pose.model import DeepPose, initialise, load_imagenet, start_at
 from pose.order import BatchOrder, steps_per_epoch
 from pose.precision import tf32
 from pose.recipe import Recipe, Train
-from pose.regions import training_reach
 from pose.schedule import constant, cosine, learning_rate, scale_for_batch
 
 
@@ -67,7 +65,7 @@ class Stepper:
             self.learner = Learner(recipe, _new_model(recipe, faces, seed) if saved is None else saved.network(), ranks)
         if saved is not None:
             self.learner.resume(saved)
-        self._feed = self._open_feed(faces, seed, self.steps if last is None else last)
+        self._feed = open_feed(recipe, faces, seed, self.order, ranks, self.steps if last is None else last)
         self._replay: Callable[[], Tensor] | None = None
         self._resident: tuple[TrainingBatch, Callable[[], Tensor]] | None = None
 
@@ -154,28 +152,6 @@ class Stepper:
             torch.cuda.current_stream(self.device).wait_stream(self._recorder.stream)
         else:
             yield
-
-    def _open_feed(self, faces: Faces, seed: int, last: int) -> Feed:
-        config = self.recipe.input
-        shares = Shares(self.order, self.ranks)
-        if config.sampling == "workers":
-            return WorkerFeed(faces, self.recipe, shares, seed, self.device, last)
-        loader = open_loader(
-            faces,
-            config,
-            reach=training_reach(self.recipe.train.augment.scale),
-            device=self.device,
-            label="decoding training faces",
-        )
-        if config.sampling == "device" and isinstance(loader, MemoryLoader):
-            if loader.resident:
-                return DeviceFeed(loader, faces, self.recipe, shares, seed)
-            if self.recipe.train.graph:
-                raise InputError(
-                    f"train.graph: a captured step needs the training faces' pixels on the GPU, which has no room for "
-                    f"{loader.images.pixels.nbytes / 1e9:.1f} GB; set it to false"
-                )
-        return HostFeed(loader, faces, self.recipe, shares, seed, self.device, last)
 
 
 def total_steps(config: Train, faces: int) -> int:
