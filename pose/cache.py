@@ -222,9 +222,11 @@ class _Journal:
             write_atomically(self.folder / JOURNAL, json.dumps({"plan": self.plan}).encode() + b"\n")
         self._pixels = os.open(self.folder / PIXELS, os.O_RDWR | os.O_CREAT, 0o666)
         self._entries = (self.folder / JOURNAL).open("a")
-        if self.total:
+        try:
             os.posix_fallocate(self._pixels, 0, self.total)  # a full disk is found now
-            os.ftruncate(self._pixels, self.total)
+        except OSError:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

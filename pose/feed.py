@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +16,7 @@ from pose.distributed import Ranks
 from pose.errors import InputError
 from pose.geometry import PADDING
 from pose.inputs import TrainingBatch, normalised_batch, training_batch
-from pose.loader import CropBatch, DiskLoader, MemoryLoader, open_loader, worker_batches
+from pose.loader import CropBatch, DiskLoader, MemoryLoader, PixelBatch, open_loader, worker_batches
 from pose.order import BatchOrder
 from pose.precision import parameter_dtype, pixel_dtype
 from pose.recipe import Recipe
@@ -28,6 +28,9 @@ class Feed(Protocol):
     def batch(self, step: int) -> TrainingBatch:
         """This rank's share of the batch of `step`; steps that follow each other may be prepared ahead."""
         ...
+
+    def close(self) -> None:
+        """End what prepares batches ahead."""
 
 
 def open_feed(recipe: Recipe, faces: Faces, seed: int, order: BatchOrder, ranks: Ranks, last: int) -> Feed:
@@ -87,10 +90,11 @@ class HostFeed:
         self.device = device
         self.last = last
         self._next = -1
-        self._batches: Iterator = iter(())
+        self._batches: Iterator[PixelBatch] = iter(())
 
     def batch(self, step: int) -> TrainingBatch:
         if step != self._next:
+            self.close()
             self._batches = self.loader.batches(self.shares.of(at) for at in range(step, self.last))
         self._next = step + 1
         train = self.recipe.train
@@ -105,6 +109,9 @@ class HostFeed:
             pixel_dtype=pixel_dtype(train.precision),
             dtype=parameter_dtype(train.precision),
         )
+
+    def close(self) -> None:
+        _end(self._batches)
 
 
 class WorkerFeed:
@@ -128,6 +135,7 @@ class WorkerFeed:
             shares = self.shares
             groups = ((shares.order.epoch(at), shares.of(at)) for at in range(step, self.last))
             reach = training_reach(train.augment.scale)
+            self.close()
             self._batches = worker_batches(self.faces, config, train.augment, self.seed, groups, reach, self.device)
         self._next = step + 1
         made = next(self._batches)
@@ -138,6 +146,9 @@ class WorkerFeed:
             made.target.to(self.device, dtype, non_blocking=True),
             made.weight.to(self.device, dtype, non_blocking=True),
         )
+
+    def close(self) -> None:
+        _end(self._batches)
 
 
 class DeviceFeed:
@@ -169,6 +180,9 @@ class DeviceFeed:
     def batch(self, step: int) -> TrainingBatch:
         self.place(step)
         return self.make()
+
+    def close(self) -> None:
+        pass
 
     def place(self, step: int) -> None:
         """Say which batch `make` makes. Nothing waits: an epoch's order travels once, ahead of its first step."""
@@ -219,6 +233,12 @@ class DeviceFeed:
         )
         dtype = parameter_dtype(precision)
         return TrainingBatch(pixels, target.to(dtype), weight.to(dtype))
+
+
+def _end(batches: Iterator[object]) -> None:
+    """Let go of a loader: its processes ignore signals, and would be waited for when this one ends."""
+    if isinstance(batches, Generator):
+        batches.close()
 
 
 def resident_batch(share: int, recipe: Recipe, device: torch.device) -> TrainingBatch:

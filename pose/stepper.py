@@ -138,6 +138,10 @@ class Stepper:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    def close(self) -> None:
+        """End what prepares batches ahead; no step runs after it."""
+        self._feed.close()
+
     def _captured(self, body: Callable[[], Tensor]) -> Callable[[], Tensor]:
         assert self._recorder is not None
         warmup = WARMUP if self.ranks.world_size == 1 else WARMUP_PARALLEL

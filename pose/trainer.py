@@ -7,6 +7,7 @@ import io
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,7 @@ def train(
     first_step_seconds = None
     clock = Clock()
 
-    with stepper.settings(), stop_requests() as stop:
+    with closing(stepper), stepper.settings(), stop_requests() as stop:
         for step in range(start, steps):
             # 1. the step
             input_before = stepper.input_seconds

@@ -17,6 +17,7 @@ COMMANDS = (
     "bench.run",
     "bench.report",
     "bench.kernels",
+    "pose.prepare",
     "pose.train",
     "pose.evaluate",
     "pose.predict",
