@@ -40,8 +40,14 @@ def _normal(uniform, quantiles, INTERVALS: tl.constexpr):
 
 
 @triton.jit
-def _clamp(x, low, high):
-    return tl.minimum(tl.maximum(x, low), high)
+def _like(x, value: tl.constexpr):
+    """`value` as a float64, as finite x is: comparisons and extrema take a bare constant for a float32."""
+    return x * 0.0 + value
+
+
+@triton.jit
+def _clamp(x, low: tl.constexpr, high: tl.constexpr):
+    return tl.minimum(tl.maximum(x, _like(x, low)), _like(x, high))
 
 
 @triton.jit
@@ -143,10 +149,12 @@ def sample_kernel(
     # Draws
     zero = name.to(tl.uint32) * 0
     w0, w1, w2, w3 = tl.philox(seed, name.to(tl.uint32), tl.load(epoch).to(tl.uint32), zero, zero)
-    flip = _uniform(w0) <= FLIP
+    u = _uniform(w0)
+    flip = u <= _like(u, FLIP)
     scale = _clamp(1.0 + SCALE * _normal(_uniform(w1), quantiles, INTERVALS), 1.0 - SCALE, 1.0 + SCALE)
     angle = _clamp(ROTATION * _normal(_uniform(w2), quantiles, INTERVALS), -2.0 * ROTATION, 2.0 * ROTATION)
-    rotation = tl.where(_uniform(w3) <= ROTATE, angle, 0.0)
+    u = _uniform(w3)
+    rotation = tl.where(u <= _like(u, ROTATE), angle, 0.0)
 
     # Crop: three points in float32
     wide = tl.load(full_width + face)

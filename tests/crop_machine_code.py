@@ -37,6 +37,9 @@ class Case:
     channels: int = 3
     dtype: str = "bfloat16"
     size: int = 256
+    regions: int = 7500
+    sampling: tuple[float, ...] = (0.5, 0.25, 30.0, 0.6)  # the fields of `kernels.Sampling`
+    aligned: bool = True  # whether the caller's tensors, which may be views, begin at multiples of 16 bytes
 
 
 @dataclass(frozen=True)
@@ -102,23 +105,28 @@ def _compile(case: Case) -> Code:
 def _launch(case: Case) -> tuple[Any, tuple[Any, ...], dict[str, Any], int]:
     from kernels import Sampling, crop_launch, sample_launch
 
-    wide, whole, real = (MockTensor(dtype) for dtype in (torch.int64, torch.int32, torch.float64))
+    def given_by_caller(dtype: torch.dtype) -> Any:
+        return MockTensor(dtype) if case.aligned else torch.empty(2, dtype=dtype)[1:]
+
+    whole = MockTensor(torch.int32)
+    wide, real, bit = (given_by_caller(dtype) for dtype in (torch.int64, torch.float64, torch.bool))
     exact = case.mode == "exact"
     if case.kind == "sample":
         single = MockTensor(torch.float32)
         columns = (single, real, real, wide, 7500)
         given = (*columns, wide, wide, 2**40, wide, real, real, MockTensor(torch.bool), single, single)
-        return sample_launch.sample_kernel, given, sample_launch.constants(Sampling(), 4097, case.size, 98), 0
+        sampling = Sampling(*case.sampling)
+        return sample_launch.sample_kernel, given, sample_launch.constants(sampling, 4097, case.size, 98), 0
     if case.kind == "tables":
         fraction = MockTensor(torch.float32) if exact else None
-        given = (real, MockTensor(torch.bool), wide, wide, wide, 7500, whole, fraction)
+        given = (real, bit, wide, wide, wide, case.regions, whole, fraction)
         return crop_launch.tables_kernel, given, crop_launch.table_constants(case.size, exact), 0
     dtype = getattr(torch, case.dtype)
     pixel = torch.int32 if case.packed else torch.uint8
     normalize = dtype != torch.uint8
     given = (
-        MockTensor(pixel),
-        *(wide, wide, wide, wide, 7500, whole),
+        given_by_caller(pixel),
+        *(wide, wide, wide, wide, case.regions, whole),
         MockTensor(torch.float32) if exact else None,
         MockTensor(dtype) if normalize and not exact else None,
         MockTensor(dtype),
@@ -129,6 +137,6 @@ def _launch(case: Case) -> tuple[Any, tuple[Any, ...], dict[str, Any], int]:
 
 
 if __name__ == "__main__":
-    cases = [Case(**fields) for fields in json.load(sys.stdin)]
+    cases = [Case(**{**fields, "sampling": tuple(fields["sampling"])}) for fields in json.load(sys.stdin)]
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         json.dump([asdict(code) for code in pool.map(_compile, cases)], sys.stdout)
