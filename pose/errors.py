@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -33,15 +34,17 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     """Run a command's `main` and exit with its code.
 
     What a user can put right (`InputError`, a full disk, a folder that cannot be written) is printed as one
-    sentence without a traceback, and the exit code is 2. SIGTERM unwinds like Ctrl-C, so that what is half made is
-    removed; a reader that goes away ends the command like the signal it stands for.
+    sentence without a traceback, and the exit code is 2; warnings are sentences, too. SIGTERM unwinds like Ctrl-C, so
+    that what is half made is removed; a reader that goes away ends the command like the signal it stands for.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = main()
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            code = main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = EXIT_INPUT
@@ -60,6 +63,10 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     finally:
         signal.signal(signal.SIGTERM, before)
     sys.exit(code)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _terminate(*_: Any) -> NoReturn:

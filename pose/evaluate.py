@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -34,9 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--out", type=Path, help="folder for metrics.json and faces.npz (per-face points and NME)")
     options = parser.parse_args(arguments)
-    with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
-        return _run(options)
+    return _run(options)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -78,10 +75,6 @@ def _run(options: argparse.Namespace) -> int:
 
 def _null(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"warning: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise InputError(f"--scale {options.scale}: 0 to 1 (excluded) is wanted")
     if options.workers is not None and options.workers < 1:
         raise InputError(f"--workers {options.workers}: at least one is wanted")
-    with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
-        return _run(options)
+    return _run(options)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -98,10 +94,6 @@ def _of_recipe(path: Path, settings: list[str]) -> tuple[Any, str, float]:
     kept = {key: value for key, value in layers.values.items() if key in Recipe.model_fields}
     recipe = validate(Recipe, kept, layers)
     return recipe.data, recipe.input.cache, recipe.train.augment.scale
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"warning: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":
