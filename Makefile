@@ -1,5 +1,6 @@
-# make bench: the main job.  make test: the tests.  make lint: style and types.  Each sets up .venv first.
-.PHONY: bench test lint
+# make bench: the main job.  make test: the tests.  make stress: tests that take minutes.  make lint: style and types.
+# Each sets up .venv first.
+.PHONY: bench test stress lint
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -9,7 +10,10 @@ bench: .venv/ready
 	$(RUN) -m bench.run
 
 test: .venv/ready
-	OMP_WAIT_POLICY=PASSIVE $(RUN) -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(RUN) -m pytest -n auto --dist worksteal
+
+stress: .venv/ready
+	OMP_WAIT_POLICY=PASSIVE $(RUN) -m pytest -m stress
 
 lint: .venv/ready
 	$(RUN) -m ruff check .

@@ -49,6 +49,7 @@ class SyntheticData(Section):
     test: Positive = 2500
     size: Annotated[int, Field(ge=64, le=1024)] = 256  # pictures' typical side in pixels
     seed: Seed = 0
+    photo: Annotated[int, Field(ge=128, le=8192)] | None = None  # width of progressive JPEGs to set the pictures into
 
 
 class Input(Section):

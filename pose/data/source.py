@@ -20,7 +20,11 @@ def prepare(data: WflwData | MmposeData | SyntheticData) -> WflwData | MmposeDat
     from pose.data.synthetic import GENERATOR_VERSION, generate  # numpy code that only made sets need
 
     name = f"v{GENERATOR_VERSION}-train{data.train}-test{data.test}-size{data.size}-seed{data.seed}"
-    root = generate(Path(data.root) / name, train=data.train, test=data.test, size=data.size, seed=data.seed)
+    if data.photo is not None:
+        name += f"-photo{data.photo}"
+    root = generate(
+        Path(data.root) / name, train=data.train, test=data.test, size=data.size, seed=data.seed, photo=data.photo
+    )
     return WflwData(kind="wflw", root=str(root))
 
 

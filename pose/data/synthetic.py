@@ -39,6 +39,8 @@ _EVENTS = ("Portrait", "Street", "Stage", "Sports", "Office", "Party", "Market",
 _LISTS = "WFLW_annotations/list_98pt_rect_attr_train_test"
 _CHUNK = 20  # faces a task: short enough for a smooth bar, long enough to hide the hand-over
 _SIZES = (64, 1024)
+_WIDEST = 8192  # pixels of a photograph
+_PHOTO = "photo"
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
@@ -78,10 +80,14 @@ def generate(
     test: int,
     size: int = 256,
     seed: int = 0,
+    photo: int | None = None,
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
     """Write a set of `train` and `test` faces under `root`, one a picture, and return `root`.
+
+    photo: width of the photographs that the pictures are set into, in pixels, stored as progressive JPEGs like WFLW's,
+    whose faces fill a part of photographs 1024 pixels wide; None stores the pictures as they are drawn.
 
     The set is built in a folder beside `root` and renamed when it is complete. A complete set of the same parameters
     is kept as it is. The files do not depend on `workers` (default: the CPUs this process may use), nor a face on the
@@ -96,9 +102,13 @@ def generate(
         raise InputError(f"synthetic set: seed is {seed}; it must not be negative")
     if not _SIZES[0] <= size <= _SIZES[1]:
         raise InputError(f"synthetic set: size is {size}; it must be {_SIZES[0]} to {_SIZES[1]} pixels")
+    if photo is not None and not 2 * size <= photo <= _WIDEST:
+        raise InputError(f"synthetic set: photo is {photo}; it must be {2 * size} (twice the size) to {_WIDEST} pixels")
     if workers is not None and workers < 1:
         raise InputError(f"synthetic set: workers is {workers}; it takes at least one")
     parameters = {"generator": GENERATOR_VERSION, "train": train, "test": test, "size": size, "seed": seed}
+    if photo is not None:
+        parameters[_PHOTO] = photo
     if _is_complete(root, parameters):
         return root
 
@@ -107,7 +117,7 @@ def generate(
     try:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-        lists = _write_faces(building, {"train": train, "test": test}, size, seed, workers, progress)
+        lists = _write_faces(building, {"train": train, "test": test}, (size, seed, photo), workers, progress)
         manifest = {**parameters, "lists": {split: _digest(text) for split, text in lists.items()}}
         for split, text in lists.items():
             write_atomically(_list_path(building, split), text.encode())
@@ -163,16 +173,15 @@ def _is_complete(root: Path, parameters: dict[str, int]) -> bool:
             return False
         manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
         lists = {split: manifest["lists"][split] for split in SPLITS}
-        stored = {name: manifest[name] for name in parameters}
+        stored = {name: manifest[name] for name in parameters if name != _PHOTO} | {_PHOTO: manifest.get(_PHOTO)}
     except OSError as error:
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             raise InputError(f"{root}: is there already and is not a synthetic set; name another folder") from None
         raise InputError(f"cannot read the synthetic set {root}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{root / MANIFEST}: not the manifest of a synthetic set; name another folder") from None
-    differing = [
-        f"{name} {stored[name]}, not {parameters[name]}" for name in parameters if stored[name] != parameters[name]
-    ]
+    wanted = {_PHOTO: None, **parameters}
+    differing = [f"{name} {stored[name]}, not {wanted[name]}" for name in wanted if stored[name] != wanted[name]]
     if differing:
         raise InputError(f"{root}: holds a synthetic set with {', '.join(differing)}; name another folder")
     for split, digest in lists.items():
@@ -183,9 +192,9 @@ def _is_complete(root: Path, parameters: dict[str, int]) -> bool:
 
 
 def _write_faces(
-    root: Path, counts: dict[str, int], size: int, seed: int, workers: int | None, shown: bool
+    root: Path, counts: dict[str, int], look: tuple[int, int, int | None], workers: int | None, shown: bool
 ) -> dict[str, str]:
-    """Draw all faces into `root`; returns the text of each split's list."""
+    """Draw all faces into `root`, of a look of (size, seed, photo); returns the text of each split's list."""
     from pose.progress import progress
 
     chunks = [
@@ -197,7 +206,7 @@ def _write_faces(
         (root / "WFLW_images" / _folder(event)).mkdir(parents=True)
     count = min(workers or _usable_cpus(), len(chunks))
     drawn: dict[tuple[str, int], list[str]] = {}
-    crews = [_Crew(root, seed, size, chunks[i::count]) for i in range(count)]
+    crews = [_Crew(root, look, chunks[i::count]) for i in range(count)]
     with progress("drawing faces", sum(counts.values()), shown=shown) as update:
         pool = ThreadPoolExecutor(count)
         try:
@@ -218,11 +227,12 @@ class _Crew:
     so that the bits are the same.
     """
 
-    def __init__(self, root: Path, seed: int, size: int, chunks: list[tuple[str, int, int]]) -> None:
+    def __init__(self, root: Path, look: tuple[int, int, int | None], chunks: list[tuple[str, int, int]]) -> None:
         environment = {**os.environ, **dict.fromkeys(_ONE_THREAD, "1")}
         place = str(Path(__file__).resolve().parents[2])
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (place, os.environ.get("PYTHONPATH"))))
-        task = json.dumps({"root": str(root), "seed": seed, "size": size, "chunks": chunks})
+        size, seed, photo = look
+        task = json.dumps({"root": str(root), "seed": seed, "size": size, "photo": photo, "chunks": chunks})
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pose.data.synthetic_crew", task],
             stdin=subprocess.DEVNULL,
@@ -254,8 +264,11 @@ def _folder(event: int) -> str:
     return f"{event}--{_EVENTS[event]}"
 
 
-def write_chunk(root: Path, seed: int, split: str, start: int, stop: int, size: int) -> list[str]:
+def write_chunk(
+    root: Path, seed: int, split: str, start: int, stop: int, size: int, photo: int | None = None
+) -> list[str]:
     """Draw and write the pictures of faces `start` to `stop`; returns their lines of the list."""
+    import numpy as np
     from PIL import Image
 
     lines = []
@@ -263,11 +276,27 @@ def write_chunk(root: Path, seed: int, split: str, start: int, stop: int, size: 
         scene, pixels, quality = _draw(seed, split, index, size)
         event = index % len(_EVENTS)
         name = f"{_folder(event)}/{event}_{_EVENTS[event]}_{split}_{index:05d}.jpg"
-        Image.fromarray(pixels).save(root / "WFLW_images" / name, quality=quality)
-        numbers = [f"{value:.6f}" for value in scene.points.ravel()]
-        numbers += [str(value) for value in (*_detector_box(scene), *scene.attributes.astype(int))]
+        shift = np.zeros(2, dtype=int)
+        if photo is not None:
+            pixels, shift = _set_into_photo(pixels, photo, index)
+        Image.fromarray(pixels).save(root / "WFLW_images" / name, quality=quality, progressive=photo is not None)
+        numbers = [f"{value:.6f}" for value in (scene.points + shift).ravel()]
+        box = np.array(_detector_box(scene)) + np.tile(shift, 2)
+        numbers += [str(value) for value in (*box, *scene.attributes.astype(int))]
         lines.append(" ".join([*numbers, name]) + "\n")
     return lines
+
+
+def _set_into_photo(pixels: np.ndarray, width: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """A photograph of 4:3 around the picture, which goes on beyond its edges as in mirrors, and where in it x and y 0
+    are. Another place for each face."""
+    import numpy as np
+
+    tall, wide = pixels.shape[:2]
+    free = np.maximum(0, np.array([width - wide, width * 3 // 4 - tall]))
+    before = np.array([index * 7919, index * 104729]) % (free + 1)
+    margins = [(int(before[axis]), int(free[axis] - before[axis])) for axis in (1, 0)]
+    return np.pad(pixels, [*margins, (0, 0)], mode="symmetric"), before
 
 
 def _detector_box(scene: Scene) -> tuple[int, int, int, int]:
@@ -293,6 +322,9 @@ def _parser() -> argparse.ArgumentParser:
         "--size", type=int, default=256, help="typical side of a picture, pixels (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed, other faces (default: %(default)s)")
+    parser.add_argument(
+        "--photo", type=int, help="width of photographs to set the pictures into, pixels (default: none)"
+    )
     parser.add_argument("--workers", type=int, help="processes (default: the CPUs there are)")
     return parser
 
@@ -305,6 +337,7 @@ def main() -> int:
         test=options.test,
         size=options.size,
         seed=options.seed,
+        photo=options.photo,
         workers=options.workers,
     )
     print(f"{root}: {options.train} training and {options.test} test faces of about {options.size} pixels a side")

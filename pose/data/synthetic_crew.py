@@ -16,7 +16,7 @@ def main() -> int:
     task = json.loads(sys.argv[1])
     for split, start, stop in task["chunks"]:
         try:
-            lines = write_chunk(Path(task["root"]), task["seed"], split, start, stop, task["size"])
+            lines = write_chunk(Path(task["root"]), task["seed"], split, start, stop, task["size"], task["photo"])
         except OSError as error:
             print(json.dumps({"error": [error.errno, error.strerror, error.filename]}), flush=True)
             return 1

@@ -494,3 +494,25 @@ def test_a_picture_that_cannot_be_written_names_the_reason(tmp_path, monkeypatch
     with pytest.raises(InputError, match=r"cannot write the synthetic set .*: No such file or directory"):
         generate(tmp_path / "set", train=3, test=3, size=64, workers=1, progress=False)
     assert not any(tmp_path.iterdir())
+
+
+def test_pictures_set_into_photographs_are_progressive_and_show_the_same_faces(tmp_path: Path) -> None:
+    plain = generate(tmp_path / "plain", train=3, test=1, size=96, progress=False)
+    photos = generate(tmp_path / "photos", train=3, test=1, size=96, photo=400, progress=False)
+    alone, inside = load_wflw(plain, "train"), load_wflw(photos, "train")
+    assert np.array_equal(alone.attributes, inside.attributes)
+    assert len({tuple(np.round(inside.points[n].mean(0))) for n in range(3)}) == 3
+    for face in range(3):
+        with Image.open(inside.image[face]) as photo, Image.open(alone.image[face]) as picture:
+            assert photo.size == (400, 300)
+            assert "progressive" in photo.info
+            assert "progressive" not in picture.info
+            shift = np.round((inside.points[face] - alone.points[face]).mean(0)).astype(int)
+            np.testing.assert_allclose(inside.points[face] - shift, alone.points[face], atol=1e-5)  # six decimals
+            box = (*shift, *(shift + picture.size))
+            difference = np.asarray(photo.crop(box), dtype=int) - np.asarray(picture, dtype=int)
+        assert np.abs(difference).mean() < 6  # levels: two JPEGs whose blocks lie elsewhere
+    with pytest.raises(InputError, match="holds a synthetic set with photo 400, not None"):
+        generate(photos, train=3, test=1, size=96, progress=False)
+    with pytest.raises(InputError, match="photo is 100; it must be 192"):
+        generate(tmp_path / "small", train=1, test=1, size=96, photo=100)
