@@ -41,6 +41,7 @@ _CHUNK = 20  # faces a task: short enough for a smooth bar, long enough to hide 
 _SIZES = (64, 1024)
 _WIDEST = 8192  # pixels of a photograph
 _PHOTO = "photo"
+_GRAIN = 5.0  # standard deviation in levels
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
@@ -288,15 +289,21 @@ def write_chunk(
 
 
 def _set_into_photo(pixels: np.ndarray, width: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """A photograph of 4:3 around the picture, which goes on beyond its edges as in mirrors, and where in it x and y 0
-    are. Another place for each face."""
+    """A photograph of 4:3 around the picture, and where in it x and y 0 are: another place for each face.
+
+    The picture's edges go on in stripes with a grain, which make a JPEG of a photograph's size and no second face.
+    """
     import numpy as np
 
     tall, wide = pixels.shape[:2]
     free = np.maximum(0, np.array([width - wide, width * 3 // 4 - tall]))
     before = np.array([index * 7919, index * 104729]) % (free + 1)
     margins = [(int(before[axis]), int(free[axis] - before[axis])) for axis in (1, 0)]
-    return np.pad(pixels, [*margins, (0, 0)], mode="symmetric"), before
+    photo = np.pad(pixels, [*margins, (0, 0)], mode="edge")
+    grain = np.random.default_rng(index).normal(0, _GRAIN, photo.shape[:2])
+    (top, _), (left, _) = margins
+    grain[top : top + tall, left : left + wide] = 0
+    return np.clip(photo + grain[:, :, None], 0, 255).astype(np.uint8), before
 
 
 def _detector_box(scene: Scene) -> tuple[int, int, int, int]:
