@@ -8,41 +8,22 @@ or rank, and there is no state to save for a resume.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from kernels import Sampling
 from kernels import sample_reference as reference
 
 _INTERVALS = 2**12  # of the normal quantile's table: off by less than 1e-5 within 2 sigma
 _TAIL = 4.0  # where the table ends; the scale is clipped at 1 sigma, the rotation at 2
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """What may be drawn; the defaults are the published ones, all zeros mean none.
-
-    flip: probability. scale: sigma of the factor, clipped at 1 sigma. rotation: sigma in degrees, clipped at 2 sigma,
-    applied with probability `rotation_probability`. Raises ValueError for values out of range.
-    """
-
-    flip: float = 0.5
-    scale: float = 0.25
-    rotation: float = 30.0
-    rotation_probability: float = 0.6
-
-    def __post_init__(self) -> None:
-        for name, limit in (("flip", 1.0), ("scale", 1.0), ("rotation", math.inf), ("rotation_probability", 1.0)):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and 0 <= value <= limit) or (name == "scale" and value == 1):
-                raise ValueError(f"{name} is {value}; wanted 0 to {limit:g}{' (excluded)' if name == 'scale' else ''}")
-
-
+Augmentation = Sampling
+_PUBLISHED = Augmentation()
 NO_AUGMENTATION = Augmentation(flip=0.0, scale=0.0, rotation=0.0, rotation_probability=0.0)
 
 
@@ -59,7 +40,7 @@ def draw(
     epoch: int,
     face: Tensor | Sequence[int],
     device: torch.device | str = "cpu",
-    augmentation: Augmentation = Augmentation(),
+    augmentation: Augmentation = _PUBLISHED,
 ) -> Draws:
     """Draw the augmentation of each face in `face` (B,), integers that name the faces of the training set.
 
@@ -77,13 +58,7 @@ def draw(
     if names.is_cpu and len(names) and not (names.min() >= 0 and names.max() < reference.WORD):
         raise ValueError(f"face holds {int(names.min())} to {int(names.max())}; wanted 0 to 2^32 - 1")
     names = names.to(device)
-
-    a = augmentation
-    return Draws(
-        *reference.draws(
-            names, epoch, seed, a.flip, a.scale, a.rotation, a.rotation_probability, quantiles(names.device)
-        )
-    )
+    return Draws(*reference.draws(names, epoch, seed, augmentation, quantiles(names.device)))
 
 
 @functools.cache

@@ -52,7 +52,9 @@ class Learner:
         self._parallel = self._shared_out() if ranks.world_size > 1 else None
         self._forward: Callable[[Tensor], Tensor] = self._parallel or self.network
         if config.compile != "off":
-            self._forward = torch.compile(self._forward, mode=None if config.compile == "default" else config.compile)
+            self._forward = torch.compile(
+                self._forward, dynamic=False, mode=None if config.compile == "default" else config.compile
+            )
         # A captured step reads its learning rate where it lies
         self.rate = torch.zeros((), device=ranks.device) if config.graph else None
         self.optimizer = torch.optim.Adam(

@@ -243,6 +243,18 @@ def load_recipe(path: Path | str, settings: Sequence[str] = ()) -> Recipe:
     return validate(Recipe, layers.values, layers)
 
 
+def refuse_few_faces(recipe: Recipe, train: int, test: int | None = None) -> None:
+    """Raise `InputError` where the recipe's ranks or batches are too large for so many training and test faces."""
+    config, ranks = recipe.train, recipe.train.parallel.world_size
+    for split, faces in (("training", train), ("test", test)):
+        if faces is not None and ranks > faces:
+            raise InputError(f"train.parallel.world_size: {ranks} ranks for {faces} {split} faces")
+    if config.batch_size > train:
+        raise InputError(f"train.batch_size: {config.batch_size} is more than the {train} training faces")
+    if not config.drop_last and 0 < (rest := train % config.batch_size) < ranks:
+        raise InputError(f"train.drop_last: an epoch's last batch has {rest} faces for {ranks} ranks; set it to true")
+
+
 def prediction_input(trained_by: Mapping[str, Any], size: int | None, crop: str | None) -> Input:
     """How to crop for a model whose checkpoint carries the recipe `trained_by` ({} for a published one).
 

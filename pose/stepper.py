@@ -22,7 +22,7 @@ from pose.metrics import mean_shape
 from pose.model import DeepPose, initialise, load_imagenet, start_at
 from pose.order import BatchOrder, steps_per_epoch
 from pose.precision import tf32
-from pose.recipe import Recipe, Train
+from pose.recipe import Recipe, Train, refuse_few_faces
 from pose.schedule import constant, cosine, learning_rate, scale_for_batch
 
 
@@ -174,15 +174,8 @@ def refuse_impossible(
         raise InputError("train.graph: a CUDA graph needs a GPU, and training runs on the CPU here; set it to false")
     if config.parallel.sync_batch_norm and not on_gpu:
         raise InputError("train.parallel.sync_batch_norm: torch has it for GPUs only, training runs on the CPU here")
-    if faces is None:
-        return
-    if config.batch_size > faces:
-        raise InputError(f"train.batch_size: {config.batch_size} is more than the {faces} training faces")
-    rest = faces % config.batch_size
-    if not config.drop_last and 0 < rest < ranks.world_size:
-        raise InputError(
-            f"train.drop_last: an epoch's last batch has {rest} faces for {ranks.world_size} ranks; set it to true"
-        )
+    if faces is not None:
+        refuse_few_faces(recipe, faces)
 
 
 def _new_model(recipe: Recipe, faces: Faces, seed: int) -> DeepPose:

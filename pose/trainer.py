@@ -20,7 +20,7 @@ from pose.clock import Clock
 from pose.data.faces import Faces
 from pose.distributed import ALONE, Ranks
 from pose.errors import InputError
-from pose.files import link, write_atomically
+from pose.files import link, remove_leftovers, write_atomically
 from pose.model import DeepPose
 from pose.recipe import Recipe
 from pose.stepper import Stepper, refuse_impossible, total_steps
@@ -119,6 +119,9 @@ def train(
     digest = faces.digest()
     refuse_impossible(recipe, ranks, faces=len(faces))
     steps = total_steps(config, len(faces))
+    if ranks.main:
+        for name in (LAST, BEST, CURVE):
+            remove_leftovers(folder / name)
     saved = _saved(folder / LAST, recipe, seed, digest)
     if saved is not None and saved.step > steps:
         raise InputError(f"{folder / LAST}: holds {saved.step} finished steps, this recipe ends after {steps}")

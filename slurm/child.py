@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import sys
+import traceback
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -26,5 +27,25 @@ def _follow_parent(parent: int) -> None:
             sys.exit(128 + signal.SIGTERM)
 
 
+def _rank() -> int:
+    """`main` for one of several ranks. A failure ends it at once.
+
+    The other ranks fail as its connections close. The interpreter closes them up to 0.7 s before its own end (measured
+    with gloo on CPUs), and another rank that is quicker with its own would be taken for the cause.
+    """
+    try:
+        code = main()
+    except SystemExit:
+        raise
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_rank() if "RANK" in os.environ else main())

@@ -1,30 +1,34 @@
-"""Run a function in a fresh process on this machine."""
+"""Run a function in fresh processes on this machine."""
 
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
-TAIL_LINES = 40
-GRACE_SECONDS = 60.0  # after SIGTERM, for the function to save its state
+from slurm.ranks import Rank, end, environments, labelled
+
+GRACE_SECONDS = 60.0  # from the request to stop on, for the function to save its state
+FAILURE_GRACE_SECONDS = 5.0  # the same where another rank has failed: what could be saved needs that one
 
 
 @dataclass(frozen=True)
 class Finished:
-    """How the process ended: `exit_code`, or the `signal` that killed it; `tail` is the end of what it printed."""
+    """How it ended: `exit_code`, or the `signal` that killed it; `tail` is the end of what was printed.
+
+    Of several ranks: of `rank`, the first that failed, all others having been ended for it; None if all ended well,
+    and then the tail is rank 0's.
+    """
 
     exit_code: int
     signal: str | None
     seconds: float
     tail: str
+    rank: int | None = None
 
 
 def run_here(
@@ -33,6 +37,7 @@ def run_here(
     *,
     environment: Mapping[str, str],
     log: Path,
+    ranks: int = 1,
     on_wait: Callable[[], None] = lambda: None,
     wait_seconds: float = 0.5,
 ) -> Finished:
@@ -42,62 +47,55 @@ def run_here(
     imported. All output is appended to `log`. `on_wait` is called every `wait_seconds`. The function's return
     value is the exit code. If this process is interrupted, the child is asked to stop (SIGTERM), given time to
     save, and then killed.
+
+    With several `ranks` so many interpreters call it at the same time, told apart by torchrun's variables (RANK,
+    WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT); in the log, lines of rank r > 0 begin with
+    "[rank r] ". The first that fails takes the others down: within seconds, since they may wait for it for ever.
     """
     started = time.monotonic()
     log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "slurm.child", function, argument]
+    variables = {**os.environ, **environment, "PYTHONUNBUFFERED": "1", "PYTHONPATH": _search_path()}
+    ended: SimpleQueue[Rank] = SimpleQueue()
+    running: list[Rank] = []
     with log.open("ab", buffering=0) as sink:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "slurm.child", function, argument],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **environment, "PYTHONUNBUFFERED": "1", "PYTHONPATH": _search_path()},
-            start_new_session=True,  # a Ctrl-C reaches this process alone, which passes it on in order
-        )
-        tail: deque[bytes] = deque(maxlen=TAIL_LINES)
-        pump = threading.Thread(target=_pump, args=(child, sink.write, tail), daemon=True)
-        pump.start()
         try:
-            while True:
-                try:
-                    child.wait(timeout=wait_seconds)
-                    break
-                except subprocess.TimeoutExpired:
-                    on_wait()
+            for number, own in enumerate(environments(ranks, variables)):
+                write = labelled(sink.write, number) if ranks > 1 else sink.write
+                running.append(Rank(number, command, own, write, ended))
+            failed = _first_failure(ended, ranks, on_wait, wait_seconds)
+            if failed is not None:
+                end([rank for rank in running if rank is not failed], FAILURE_GRACE_SECONDS)
         except BaseException:
-            _stop(child)
+            end(running, GRACE_SECONDS)
             raise
         finally:
-            pump.join(timeout=5)
-    code = child.returncode
+            for rank in running:
+                rank.kill()
+    told = failed or running[0]
     return Finished(
-        exit_code=code if code >= 0 else 128 - code,
-        signal=signal.Signals(-code).name if code < 0 else None,
+        exit_code=told.exit_code,
+        signal=told.signal,
         seconds=time.monotonic() - started,
-        tail=b"".join(tail).decode(errors="replace"),
+        tail=told.tail,
+        rank=failed.number if failed is not None else None,
     )
 
 
-def _pump(child: subprocess.Popen[bytes], write: Callable[[bytes], object], tail: deque[bytes]) -> None:
-    assert child.stdout is not None
-    writable = True
-    for line in child.stdout:
-        tail.append(line)
-        if writable:
+def _first_failure(
+    ended: SimpleQueue[Rank], ranks: int, on_wait: Callable[[], None], wait_seconds: float
+) -> Rank | None:
+    """Wait for the first rank that fails, None once all have ended well."""
+    for _ in range(ranks):
+        while True:
             try:
-                write(line)
-            except OSError:  # a full disk must not block the child; the tail is kept
-                writable = False
-
-
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    if child.poll() is None:
-        child.terminate()
-        try:
-            child.wait(timeout=GRACE_SECONDS)
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
-            child.kill()
-            child.wait()
+                rank = ended.get(timeout=wait_seconds)
+                break
+            except Empty:
+                on_wait()
+        if rank.failed:
+            return rank
+    return None
 
 
 def _search_path() -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pose.errors import InputError, refuse, run_command
-from pose.files import link, replacing, writable_folder, write_atomically
+from pose.files import link, remove_leftovers, replacing, writable_folder, write_atomically
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -102,3 +102,10 @@ def test_a_second_name_that_cannot_be_given_leaves_everything_as_it_was(tmp_path
     assert not link(tmp_path / "missing", tmp_path / "last")
     assert (tmp_path / "last").read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["last"]
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".file.12.tmp", ".file.tmp", ".other.12.tmp", "file", "file.12.tmp"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path / "file")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".file.tmp", ".other.12.tmp", "file", "file.12.tmp"]
