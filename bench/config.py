@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from bench.interval import FEWEST_SAMPLES
 from pose.errors import InputError
-from pose.recipe import NAME, PositiveFloat, Recipe, Section, Seed, validate
+from pose.recipe import NAME, Positive, PositiveFloat, Recipe, Section, Seed, validate
 from pose.yaml_layers import Layers, merge, read_layers
 
 # What a variant may change. The data is the experiment's: faces are compared one by one.
 VARIABLE = ("input", "model", "loss", "train", "evaluate")
+
+Measure = Literal["training", "throughput", "time_to_nme"]
 
 VariantName = Annotated[str, Field(pattern=NAME)]
 
@@ -25,7 +28,26 @@ class Gates(Section):
     mean_shape_ratio: PositiveFloat | None = None  # test NME at most this multiple of the mean shape's
 
 
+class ThroughputOptions(Section):
+    """How `measure: throughput` times each variant. Steps are the recipe's, without their number."""
+
+    warmup_steps: Positive = 50  # after the first, and again before each other kind of work
+    window_steps: Positive = 20
+    windows: Annotated[int, Field(ge=FEWEST_SAMPLES)] = 20
+    repeats: Positive = 2  # fresh processes per variant
+
+
+class TimeToNme(Section):
+    """What `measure: time_to_nme` looks for. Every variant trains twice for each seed and repeat: cold, then warm."""
+
+    nme_x100: Annotated[list[PositiveFloat], Field(min_length=1)]  # NMEs to reach on the test set, as reports show them
+    repeats: Positive = 1
+
+
 class Experiment(Recipe):
+    measure: Measure = "training"
+    throughput: ThroughputOptions | None = None
+    time_to_nme: TimeToNme | None = None
     variants: Annotated[dict[VariantName, dict[str, Any]], Field(min_length=1)] = Field({"baseline": {}})
     baseline: str = ""  # by default the first variant
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field([0])
@@ -53,7 +75,33 @@ def load_experiment(path: Path | str, settings: Sequence[str] = ()) -> tuple[Exp
     if len(set(experiment.seeds)) < len(experiment.seeds):
         raise InputError(f"{layers.origin(('seeds',))}: seeds: {experiment.seeds} names one twice")
     experiment = experiment.model_copy(update={"baseline": baseline})
-    return experiment, {name: _variant(name, layers) for name in experiment.variants}
+    recipes = {name: _variant(name, layers) for name in experiment.variants}
+    return _fitted_to_measure(experiment, recipes, layers), recipes
+
+
+def _fitted_to_measure(experiment: Experiment, recipes: dict[str, Recipe], layers: Layers) -> Experiment:
+    """`experiment` with the section of what it measures; refuses what does not go with that."""
+    measure = experiment.measure
+    for key in ("throughput", "time_to_nme"):
+        if key != measure and getattr(experiment, key) is not None:
+            raise InputError(f"{layers.origin((key,))}: {key}: goes with measure: {key}, and measure is {measure}")
+    if measure == "throughput":
+        if len(experiment.seeds) > 1:
+            raise InputError(
+                f"{layers.origin(('seeds',))}: seeds: speed is measured with one seed, in throughput.repeats processes "
+                f"per variant; {len(experiment.seeds)} are given"
+            )
+        return experiment.model_copy(update={"throughput": experiment.throughput or ThroughputOptions()})
+    if measure == "time_to_nme":
+        if experiment.time_to_nme is None:
+            raise InputError(f"{layers.origin(('measure',))}: time_to_nme.nme_x100: is missing, the NMEs to reach")
+        for name, recipe in recipes.items():
+            if recipe.train.evaluate_every is None:
+                raise InputError(
+                    f"{layers.origin(('train', 'evaluate_every'))}: variant {name}: train.evaluate_every: is null, and "
+                    "time_to_nme looks at the evaluations during training"
+                )
+    return experiment
 
 
 def _variant(name: str, layers: Layers) -> Recipe:

@@ -1,7 +1,8 @@
 """An experiment's folder as it lies on disk: what ran, how it ended, and which files cannot be believed.
 
     experiment.yaml           the resolved experiment, and the ids of its trials
-    trials/VARIANT-sSEED-ID/  one folder per trial; its files are described in `bench.result`
+    trials/VARIANT-sSEED-ID/  one folder per trial; its files are described in `bench.result`. A time to NME has
+                              VARIANT-sSEED-coldREPEAT-ID and -warmREPEAT-, a throughput VARIANT-rREPEAT-ID
     gates.json                [{"gate", "variant", "passed", "detail"}, ...]
     contact_sheet.png         faces of the data set, where the runner drew them
 
@@ -24,7 +25,18 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from bench.result import FAILURE, RESULT, Failure, Result, read_failure, read_result
+from bench.result import (
+    FAILURE,
+    RESULT,
+    THROUGHPUT,
+    Environment,
+    Failure,
+    Result,
+    ThroughputResult,
+    read_failure,
+    read_result,
+    read_throughput,
+)
 from pose.errors import InputError
 from pose.landmarks import NUM_LANDMARKS
 
@@ -41,10 +53,34 @@ class Trial:
     folder: Path
     result: Result
 
+    @property
+    def label(self) -> str:
+        return f"{self.result.variant} (seed {self.result.seed}{', warm' if self.result.caches == 'warm' else ''})"
+
+    @property
+    def environment(self) -> Environment:
+        return self.result.environment
+
+
+@dataclass(frozen=True)
+class TimedTrial:
+    """A trial that measured speed and is done."""
+
+    folder: Path
+    result: ThroughputResult
+
+    @property
+    def label(self) -> str:
+        return f"{self.result.variant} (repeat {self.result.repeat})"
+
+    @property
+    def environment(self) -> Environment:
+        return self.result.environment
+
 
 @dataclass(frozen=True)
 class FailedTrial:
-    """A trial that ended without a result; `seed` is None when the folder's name does not tell."""
+    """A trial that ended without a result; `seed` is None when the folder's name does not tell, as a throughput's."""
 
     folder: Path
     variant: str
@@ -69,6 +105,7 @@ class Experiment:
     config: dict[str, Any]
     config_text: str
     results: tuple[Trial, ...]
+    timed: tuple[TimedTrial, ...]  # of an experiment that measures throughput, which has no `results`
     failures: tuple[FailedTrial, ...]
     missing: tuple[str, ...]  # ids of trials with neither a result nor a failure that can be read
     gates: tuple[Gate, ...]
@@ -86,9 +123,31 @@ class Experiment:
     def baseline(self) -> str:
         return str(self.config["baseline"])
 
+    @property
+    def measure(self) -> str:
+        return str(self.config.get("measure", "training"))
+
+    @property
+    def done(self) -> int:
+        """Trials that have a result."""
+        return len(self.results) + len(self.timed)
+
+    @property
+    def everything(self) -> tuple[Trial | TimedTrial, ...]:
+        """All trials that have a result."""
+        return (*self.results, *self.timed)
+
     def of_variant(self, variant: str) -> list[Trial]:
-        """The variant's finished trials, in the order of their seeds."""
-        return [trial for trial in self.results if trial.result.variant == variant]
+        """The variant's finished trials, in the order of their seeds; of those that only repeat another the first."""
+        return [
+            trial
+            for trial in self.results
+            if trial.result.variant == variant and trial.result.caches != "warm" and trial.result.repeat == 0
+        ]
+
+    def timed_of(self, variant: str) -> list[TimedTrial]:
+        """The variant's finished measurements, in the order of their repeats."""
+        return [trial for trial in self.timed if trial.result.variant == variant]
 
 
 def read_experiment(folder: Path | str) -> Experiment:
@@ -101,15 +160,21 @@ def read_experiment(folder: Path | str) -> Experiment:
     text, config = _read_config(folder)
     problems: list[str] = []
     results: list[Trial] = []
+    timed: list[TimedTrial] = []
+    record = THROUGHPUT if config.get("measure") == "throughput" else RESULT
     failures: list[FailedTrial] = []
     missing: list[str] = []
 
     for name in config["trials"]:
         trial = folder / TRIALS / name
         try:
-            if (trial / RESULT).exists():
-                result = read_result(trial / RESULT)
-                _refuse_foreign(result, trial, config)
+            if (trial / record).exists() and record == THROUGHPUT:
+                measured = read_throughput(trial / record)
+                _refuse_foreign(measured, trial / record, config)
+                timed.append(TimedTrial(trial, measured))
+            elif (trial / record).exists():
+                result = read_result(trial / record)
+                _refuse_foreign(result, trial / record, config)
                 results.append(Trial(trial, result))
             elif (trial / FAILURE).exists():
                 failures.append(FailedTrial(trial, *_variant_and_seed(name), read_failure(trial / FAILURE)))
@@ -120,19 +185,28 @@ def read_experiment(folder: Path | str) -> Experiment:
             missing.append(name)
 
     strangers = sorted(
-        {path.name for path in (folder / TRIALS).glob("*/") if (path / RESULT).exists()} - {*config["trials"]}
+        {path.name for path in (folder / TRIALS).glob("*/") if (path / record).exists()} - {*config["trials"]}
     )
     if strangers:
         listed = ", ".join(strangers[:4]) + (f" and {len(strangers) - 4} more" if len(strangers) > 4 else "")
         problems.append(f"{TRIALS}/ also holds results of other settings; not counted: {listed}")
 
     variants, seeds = list(config["variants"]), config["seeds"]
-    results.sort(key=lambda trial: (variants.index(trial.result.variant), seeds.index(trial.result.seed)))
+    results.sort(
+        key=lambda trial: (
+            variants.index(trial.result.variant),
+            seeds.index(trial.result.seed),
+            trial.result.repeat,
+            trial.result.caches or "",
+        )
+    )
+    timed.sort(key=lambda trial: (variants.index(trial.result.variant), trial.result.repeat))
     return Experiment(
         folder=folder,
         config=config,
         config_text=text,
         results=tuple(results),
+        timed=tuple(timed),
         failures=tuple(failures),
         missing=tuple(missing),
         gates=_read_gates(folder / GATES, problems),
@@ -238,6 +312,8 @@ def _read_config(folder: Path) -> tuple[str, dict[str, Any]]:
     for key, kind in wanted.items():
         if not isinstance(config.get(key), kind):
             raise InputError(f"{path}: {key}: missing or not a {kind.__name__}")
+    if config.get("measure") == "throughput" and not isinstance(config.get("throughput"), dict):
+        raise InputError(f"{path}: throughput: missing or not a dict")
     if not all(isinstance(name, str) and Path(name).name == name for name in config["trials"]):
         raise InputError(f"{path}: trials: not a list of folder names")
     return text, config
@@ -257,20 +333,21 @@ def _read_gates(path: Path, problems: list[str]) -> tuple[Gate, ...]:
     return ()
 
 
-def _refuse_foreign(result: Result, trial: Path, config: dict[str, Any]) -> None:
+def _refuse_foreign(result: Result | ThroughputResult, path: Path, config: dict[str, Any]) -> None:
     """A file copied from elsewhere must not pass for a trial of this experiment."""
-    path = trial / RESULT
     if result.experiment != config["name"]:
         raise InputError(f"{path}: belongs to the experiment {json.dumps(result.experiment)}")
-    if result.trial != trial.name:
+    if result.trial != path.parent.name:
         raise InputError(f"{path}: belongs to the trial {json.dumps(result.trial)}")
     if result.variant not in config["variants"] or result.seed not in config["seeds"]:
         raise InputError(f"{path}: {CONFIG} has no {json.dumps(result.variant)} with seed {result.seed}")
 
 
 def _variant_and_seed(name: str) -> tuple[str, int | None]:
-    match = re.fullmatch(r"(.+)-s(\d+)-[0-9a-f]+", name)
-    return (match[1], int(match[2])) if match else (name, None)
+    match = re.fullmatch(r"(.+)-(?:s(\d+)(?:-(?:cold|warm)\d+)?|r\d+)-[0-9a-f]+", name)
+    if match is None:
+        return name, None
+    return match[1], int(match[2]) if match[2] is not None else None
 
 
 def _reason(error: Exception) -> str:

@@ -17,7 +17,7 @@ def judge(gates: Gates, results: Sequence[Result]) -> list[Gate]:
     """One verdict per gate and trial. A number that is missing or not finite fails."""
     verdicts = []
     for result in results:
-        label = f"seed {result.seed}"
+        label = f"seed {result.seed}" + (f", {result.caches}" if result.caches else "")
         if gates.op_error:
             verdicts.append(_op_error(result, label))
         if gates.mean_shape_ratio is not None:

@@ -1,7 +1,8 @@
-"""Intervals around measured speeds: of a median over windows that follow each other, and of ratios between processes."""
+"""Intervals around measured speeds: of a median over windows in a row, and of ratios between processes."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ def median_interval(samples: Sequence[float]) -> Interval:
     them give its variance, with one degree of freedom less than there are batches (Nakayama, "Confidence intervals for
     quantiles using sectioning", TOMACS 24, 2014; so few batches after Schmeiser, "Batch size effects in the analysis of
     simulation output", Operations Research 30, 1982). What correlation is left between neighbouring batches widens the
-    interval as an autoregression of order 1 demands, as in Tafazzoli and Wilson's Skart (IIE Transactions 43, 2011); its
+    interval as an autoregression of order 1 demands (Skart: Tafazzoli and Wilson, IIE Transactions 43, 2011); its
     coefficient is corrected for the bias of short series (Marriott and Pope, Biometrika 41, 1954).
 
     30 windows of normal samples with correlations of 0, 0.3, 0.5 and 0.7 between neighbours: the interval holds the
@@ -40,7 +41,7 @@ def median_interval(samples: Sequence[float]) -> Interval:
     median = statistics.median(samples)
     count = min(max(len(samples) // 3, _BATCHES[0]), _BATCHES[1])
     edges = [round(place * len(samples) / count) for place in range(count + 1)]
-    batches = [statistics.median(samples[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    batches = [statistics.median(samples[a:b]) for a, b in itertools.pairwise(edges)]
     variance = sum((batch - median) ** 2 for batch in batches) / (count - 1)
     correlation = _neighbours_correlation(batches)
     variance *= (1 + correlation) / (1 - correlation)
@@ -96,6 +97,6 @@ def _neighbours_correlation(batches: Sequence[float]) -> float:
     spread = sum(x * x for x in off)
     if spread == 0:
         return 0.0
-    found = sum(a * b for a, b in zip(off, off[1:], strict=False)) / spread
+    found = sum(a * b for a, b in itertools.pairwise(off)) / spread
     found += (1 + 3 * found) / len(batches)
     return min(max(found, 0.0), _MOST_CORRELATED)

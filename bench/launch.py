@@ -10,8 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench import caches
 from bench.plan import Trial
-from bench.result import FAILURE, RESULT, Failure, Result, read_result, write_record
+from bench.result import (
+    FAILURE,
+    Failure,
+    Result,
+    ThroughputResult,
+    read_failure,
+    read_result,
+    read_throughput,
+    write_record,
+)
 from bench.trial import STATUS, process_environment, write_spec
 from pose.errors import EXIT_INPUT, InputError
 from pose.progress import progress
@@ -27,24 +37,32 @@ def launch(trials: Sequence[Trial], out: Path) -> str | None:
     """
     with _terminated_like_interrupted():
         for number, trial in enumerate(trials, start=1):
-            label = f"[{number}/{len(trials)}] {trial.variant}, seed {trial.seed}"
-            if finished_result(trial, out) is not None:
+            label = f"[{number}/{len(trials)}] {trial.variant}, {trial.label}"
+            if finished_result(trial, out) is not None and not caches.wanted_again(trial, trials, out):
                 print(f"{label}: done before")
                 continue
-            finished = _run(trial, trial.folder(out), label)
+            if trial.caches == "warm" and not caches.filled(trial, out):
+                failure = Failure(kind="exception", message="the cold trial before it did not fill its caches")
+                write_record(failure, trial.folder(out) / FAILURE)
+                print(f"{label}: FAILED: {failure.message}", file=sys.stderr)
+                continue
+            finished = _run(trial, out, label)
             if finished.exit_code == 0:
                 continue
-            print(f"{label}: FAILED after {finished.seconds:.0f} s, see {trial.folder(out) / LOG}", file=sys.stderr)
+            ended = f"{label}: FAILED after {finished.seconds:.0f} s, see {trial.folder(out) / LOG}"
             if finished.exit_code == EXIT_INPUT:
+                print(ended, file=sys.stderr)
                 return _last_error(finished.tail)
+            failure = read_failure(trial.folder(out) / FAILURE)
+            print(f"{ended}: {failure.message}", file=sys.stderr)
+            print(failure.traceback or failure.log or "", end="", file=sys.stderr)
     return None
 
 
-def finished_result(trial: Trial, out: Path) -> Result | None:
+def finished_result(trial: Trial, out: Path) -> Result | ThroughputResult | None:
     """The trial's result if it has a readable one."""
-    path = trial.folder(out) / RESULT
     try:
-        result = read_result(path) if path.exists() else None
+        result = _read(trial, out) if trial.record(out).exists() else None
     except InputError as error:
         print(f"warning: {error}; the trial runs again", file=sys.stderr)
         return None
@@ -54,38 +72,59 @@ def finished_result(trial: Trial, out: Path) -> Result | None:
     return result if same == (trial.id, trial.experiment, trial.variant, trial.seed) else None
 
 
-def _run(trial: Trial, folder: Path, label: str) -> Finished:
+def _read(trial: Trial, out: Path) -> Result | ThroughputResult:
+    read = read_throughput if trial.measure == "throughput" else read_result
+    return read(trial.record(out))
+
+
+def _run(trial: Trial, out: Path, label: str) -> Finished:
+    folder = trial.folder(out)
+    caches.prepare(trial, out)
     write_spec(trial, folder)
-    (folder / RESULT).unlink(missing_ok=True)  # one that was not readable, or of another experiment
+    trial.record(out).unlink(missing_ok=True)  # one that was not readable, or of another experiment
     (folder / STATUS).unlink(missing_ok=True)
+    (folder / FAILURE).unlink(missing_ok=True)
+    ranks = trial.recipe.train.parallel.world_size
     with progress(label, trial.recipe.train.steps or 1) as update:
 
         def show_status() -> None:
             status = _status(folder / STATUS)
-            if status.get("step"):
+            if status.get("loss") is not None:
                 note = f"loss {status['loss']:.4g}, {status['images_per_second']:.0f} img/s"
                 update(status["step"], note, total=status["steps"])
             elif "phase" in status:
-                update(0 if status["phase"] == "training" else status["steps"], status["phase"], total=status["steps"])
+                done = status["steps"] if status["phase"] == "evaluating" else status["step"]
+                update(done, status["phase"], total=status["steps"])
 
         finished = run_here(
             "bench.trial:run_trial",
             str(folder),
-            environment=process_environment(trial.recipe),
+            environment={**process_environment(trial.recipe), **caches.variables(trial, out)},
             log=folder / LOG,
+            ranks=ranks,
             on_wait=show_status,
         )
     if finished.exit_code == 0:
-        result = read_result(folder / RESULT)
-        nme = result.metrics["test"].nme
-        speed = f", {result.throughput.images_per_second:.0f} img/s" if result.throughput else ""
-        score = f"NME {100 * nme:.2f}" if nme is not None else "NME unknown"
-        print(f"{label}: {score}{speed}, {finished.seconds:.0f} s")
+        caches.note_filled(trial, out)
+        print(f"{label}: {_in_short(_read(trial, out))}, {finished.seconds:.0f} s")
     elif not (folder / FAILURE).exists() and finished.exit_code != EXIT_INPUT:
         cause = f"killed by {finished.signal}" if finished.signal else f"ended with exit code {finished.exit_code}"
-        failure = Failure(kind="signal" if finished.signal else "exception", message=cause, log=finished.tail)
+        failure = Failure(
+            kind="signal" if finished.signal else "exception",
+            message=f"rank {finished.rank} of {ranks}: {cause}" if ranks > 1 else cause,
+            rank=finished.rank if ranks > 1 else None,
+            log=finished.tail,
+        )
         write_record(failure, folder / FAILURE)
     return finished
+
+
+def _in_short(result: Result | ThroughputResult) -> str:
+    if isinstance(result, ThroughputResult):
+        return f"{result.training.images_per_second.value:.0f} img/s"
+    nme = result.metrics["test"].nme
+    speed = f", {result.throughput.images_per_second:.0f} img/s" if result.throughput else ""
+    return (f"NME {100 * nme:.2f}" if nme is not None else "NME unknown") + speed
 
 
 def _status(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The trials of an experiment: every variant with every seed."""
+"""The trials of an experiment: every variant with every seed, or every variant in every repeat."""
 
 from __future__ import annotations
 
@@ -7,43 +7,117 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from bench.config import Experiment
-from bench.result import SCHEMA_VERSION
+from bench.config import Experiment, Measure, ThroughputOptions
+from bench.result import RESULT, SCHEMA_VERSION, THROUGHPUT
 from pose.recipe import Recipe
 
 # Keys of a recipe that change neither the weights nor the metrics nor what a timing means
 _WITHOUT_EFFECT: Any = {"name": True, "description": True, "train": {"checkpoint_every"}}
+_WITHOUT_EFFECT_ON_TIME: Any = {"name", "description"}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One training run. `id` is its folder's name and changes with everything that can change its result."""
+    """One process, or one per rank. `id` is its folder's name and changes with all that can change its result."""
 
     id: str
     experiment: str
     variant: str
     seed: int
     recipe: Recipe
+    measure: Measure = "training"
+    repeat: int = 0
+    caches: Literal["cold", "warm"] | None = None  # of a time to NME
+    shared: str | None = None  # name of the folder of caches that a cold trial fills and its warm one uses
+    options: ThroughputOptions | None = None  # of a throughput
 
     def folder(self, out: Path) -> Path:
         return out / "trials" / self.id
 
+    def record(self, out: Path) -> Path:
+        """The file that exists if and only if the trial is done."""
+        return self.folder(out) / (THROUGHPUT if self.measure == "throughput" else RESULT)
+
+    @property
+    def label(self) -> str:
+        """What tells it from the variant's other trials."""
+        if self.measure == "throughput":
+            return f"repeat {self.repeat}"
+        return f"seed {self.seed}" + (f", {self.caches}, repeat {self.repeat}" if self.caches else "")
+
 
 def plan(experiment: Experiment, recipes: Mapping[str, Recipe], faces: str) -> list[Trial]:
-    """Trials in the order they run: seed by seed, so that an early stop leaves whole pairs.
+    """Trials in the order they run.
+
+    Training goes seed by seed, so that an early stop leaves whole pairs. Throughput goes repeat by repeat, every other
+    one backwards (A B, B A, ...), so that a machine which slows down or warms up does so for all variants alike. A time
+    to NME is a cold trial and right after it a warm one.
 
     faces: a digest of the training and test faces, which are part of what decides a result.
     """
+    if experiment.measure == "throughput":
+        assert experiment.throughput is not None
+        return [
+            _throughput(experiment, variant, recipes[variant], repeat, faces)
+            for repeat in range(experiment.throughput.repeats)
+            for variant in (list(recipes) if repeat % 2 == 0 else reversed(list(recipes)))
+        ]
+    if experiment.measure == "time_to_nme":
+        assert experiment.time_to_nme is not None
+        return [
+            trial
+            for repeat in range(experiment.time_to_nme.repeats)
+            for seed in experiment.seeds
+            for variant, recipe in recipes.items()
+            for trial in _cold_and_warm(experiment, variant, recipe, seed, repeat, faces)
+        ]
     return [
-        Trial(_trial_id(variant, seed, recipe, faces), experiment.name, variant, seed, recipe)
+        Trial(f"{variant}-s{seed}-{_digest(recipe, faces, seed)}", experiment.name, variant, seed, recipe)
         for seed in experiment.seeds
         for variant, recipe in recipes.items()
     ]
 
 
-def _trial_id(variant: str, seed: int, recipe: Recipe, faces: str) -> str:
-    deciding = [SCHEMA_VERSION, faces, seed, recipe.model_dump(mode="json", exclude=_WITHOUT_EFFECT)]
-    digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
-    return f"{variant}-s{seed}-{digest[:10]}"
+def _throughput(experiment: Experiment, variant: str, recipe: Recipe, repeat: int, faces: str) -> Trial:
+    options, seed = experiment.throughput, experiment.seeds[0]
+    assert options is not None
+    digest = _digest(recipe, faces, seed, "throughput", repeat, options.model_dump(exclude={"repeats"}))
+    return Trial(
+        id=f"{variant}-r{repeat}-{digest}",
+        experiment=experiment.name,
+        variant=variant,
+        seed=seed,
+        recipe=recipe,
+        measure="throughput",
+        repeat=repeat,
+        options=options,
+    )
+
+
+def _cold_and_warm(
+    experiment: Experiment, variant: str, recipe: Recipe, seed: int, repeat: int, faces: str
+) -> list[Trial]:
+    digest = _digest(recipe, faces, seed, "time_to_nme", repeat)
+    caches: tuple[Literal["cold", "warm"], ...] = ("cold", "warm")
+    return [
+        Trial(
+            id=f"{variant}-s{seed}-{state}{repeat}-{digest}",
+            experiment=experiment.name,
+            variant=variant,
+            seed=seed,
+            recipe=recipe,
+            measure="time_to_nme",
+            repeat=repeat,
+            caches=state,
+            shared=f"{variant}-s{seed}-{repeat}-{digest}",
+        )
+        for state in caches
+    ]
+
+
+def _digest(recipe: Recipe, faces: str, seed: int, *more: Any) -> str:
+    excluded = _WITHOUT_EFFECT_ON_TIME if more else _WITHOUT_EFFECT
+    deciding = [SCHEMA_VERSION, faces, seed, recipe.model_dump(mode="json", exclude=excluded), *more]
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:10]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from bench.interval import Interval
 from bench.summary import Speed, rate_text
 from bench.svg import INK, MUTED, STYLE, logarithmic, look, new_figure, svg_text
 
@@ -92,31 +93,41 @@ def ced_curves(
 
 def throughput_bars(speeds: Sequence[Speed], colors: Mapping[str, int]) -> str:
     """Images per second: a bar to the median over all windows, a line from the slowest window to the fastest."""
+    bars = [(speed.variant, Interval(speed.median, min(speed.windows), max(speed.windows))) for speed in speeds]
+    alt = "; ".join(f"{speed.variant} {rate_text(speed.median)}" for speed in speeds)
+    return _bars(bars, colors, "images per second", f"Training speed in images per second, medians: {alt}.")
+
+
+def speed_bars(bars: Sequence[tuple[str, Interval]], colors: Mapping[str, int], unit: str) -> str:
+    """The speed of each variant in `unit`, with its interval."""
+    alt = "; ".join(f"{variant} {rate_text(interval.value)}" for variant, interval in bars)
+    return _bars(bars, colors, unit, f"Training speed, {unit}: {alt}.")
+
+
+def _bars(bars: Sequence[tuple[str, Interval]], colors: Mapping[str, int], unit: str, alt: str) -> str:
     import matplotlib as mpl
 
     with mpl.rc_context(STYLE):
-        figure, axes = new_figure(height=0.75 + 0.46 * len(speeds))
-        top = max(max(speed.windows) for speed in speeds)
-        for place, speed in enumerate(speeds):
-            color, _ = look(colors[speed.variant])
-            low, high = min(speed.windows), max(speed.windows)
-            axes.barh(place, speed.median, height=0.52, color=color, alpha=0.75, linewidth=0)
+        figure, axes = new_figure(height=0.75 + 0.46 * len(bars))
+        for place, (variant, interval) in enumerate(bars):
+            color, _ = look(colors[variant])
+            low, high = interval.low, interval.high
+            axes.barh(place, interval.value, height=0.52, color=color, alpha=0.75, linewidth=0)
             axes.plot([low, high], [place, place], color=INK, linewidth=1.1, marker="|", markersize=7)
             axes.annotate(
-                f"{rate_text(speed.median)}",
+                rate_text(interval.value),
                 (high, place),
                 xytext=(7, 0),
                 textcoords="offset points",
                 va="center",
             )
-        axes.set_yticks(range(len(speeds)), [_short(speed.variant) for speed in speeds])
+        axes.set_yticks(range(len(bars)), [_short(variant) for variant, _ in bars])
         axes.tick_params(axis="y", labelcolor=INK, length=0)
-        axes.set_ylim(len(speeds) - 0.5, -0.5)
-        axes.set_xlim(0, 1.18 * top)
+        axes.set_ylim(len(bars) - 0.5, -0.5)
+        axes.set_xlim(0, 1.18 * max(interval.high for _, interval in bars))
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel("images per second")
-        alt = "; ".join(f"{speed.variant} {rate_text(speed.median)}" for speed in speeds)
-        return svg_text(figure, "throughput", f"Training speed in images per second, medians: {alt}.")
+        axes.set_xlabel(unit)
+        return svg_text(figure, "throughput", alt)
 
 
 def _legend(

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 PAGE = "report.html"
 TABLE = "report.csv"
+TIMES = "times.csv"
 TEMPLATE = "report.html.j2"
+SPEED_TEMPLATE = "throughput.html.j2"
 
 
 def build(path: Path | str) -> Path:
@@ -39,10 +41,15 @@ def build(path: Path | str) -> Path:
 
 
 def write_report(experiment: Experiment) -> Path:
-    """Write `report.html` and `report.csv` into the experiment's folder; returns the page's path."""
+    """Write `report.html`, `report.csv` and for a time to NME `times.csv` into its folder; returns the page's path."""
     page = experiment.folder / PAGE
-    write_atomically(experiment.folder / TABLE, csv_text(experiment).encode(errors="backslashreplace"))
-    write_atomically(page, html_text(experiment).encode(errors="backslashreplace"))
+    speed = experiment.measure == "throughput"
+    table = speed_csv_text(experiment) if speed else csv_text(experiment)
+    write_atomically(experiment.folder / TABLE, table.encode(errors="backslashreplace"))
+    if experiment.measure == "time_to_nme":
+        write_atomically(experiment.folder / TIMES, times_csv_text(experiment).encode(errors="backslashreplace"))
+    text = speed_html_text(experiment) if speed else html_text(experiment)
+    write_atomically(page, text.encode(errors="backslashreplace"))
     return page
 
 
@@ -72,9 +79,127 @@ def csv_text(experiment: Experiment) -> str:
     return buffer.getvalue()
 
 
+def times_csv_text(experiment: Experiment) -> str:
+    """One line per trial and NME; seconds from the start of the process, empty where the NME was not reached."""
+    import csv
+    import io
+
+    from bench.speed_summary import seconds_to, thresholds
+
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["trial", "variant", "seed", "repeat", "caches", "nme_x100", "seconds", "process_seconds"])
+    for trial in experiment.results:
+        one = trial.result
+        for nme in thresholds(experiment):
+            times = (seconds_to(trial, nme), one.process_seconds)
+            writer.writerow([one.trial, one.variant, one.seed, one.repeat, one.caches, nme, *times])
+    return buffer.getvalue()
+
+
+def speed_csv_text(experiment: Experiment) -> str:
+    """One line per trial of a throughput; seconds, bytes, and images per second of all ranks together."""
+    import csv
+    import io
+
+    from bench.experiment import TRIALS
+    from bench.result import THROUGHPUT
+
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    estimates = ("images_per_second", "input_alone", "resident", "input_share")
+    writer.writerow(
+        [
+            *("trial", "variant", "repeat", "world_size", "batch_size", "gpu"),
+            *(f"{name}{end}" for name in estimates for end in ("", "_low", "_high")),
+            *("first_step_from_process", "first_step_from_stepper", "warmup_steps", "warmup_seconds"),
+            *("memory_of", "memory_allocated", "memory_reserved", "model_flops_utilisation", "floor_share"),
+            *("seconds", "result"),
+        ]
+    )
+    for trial in experiment.timed:
+        one = trial.result
+        found = (
+            one.training.images_per_second,
+            one.input_alone.images_per_second,
+            one.resident.images_per_second,
+            one.input_share,
+        )
+        writer.writerow(
+            [
+                *(one.trial, one.variant, one.repeat, one.world_size, one.batch_size, one.environment.gpu),
+                *(number for estimate in found for number in (estimate.value, estimate.low, estimate.high)),
+                *(one.first_step_from_process, one.first_step_from_stepper),
+                *(one.training.warmup_steps, one.training.warmup_seconds),
+                *(one.memory.of, one.memory.allocated, one.memory.reserved),
+                *(one.model_flops_utilisation, one.floor_share),
+                *(one.seconds, f"{TRIALS}/{trial.folder.name}/{THROUGHPUT}"),
+            ]
+        )
+    return buffer.getvalue()
+
+
+def speed_html_text(experiment: Experiment) -> str:
+    """The page of an experiment that measures throughput."""
+    from bench import plots, speed_summary, summary
+    from bench.experiment import CONTACT_SHEET, TRIALS
+    from bench.interval import Interval
+    from bench.page import render
+    from bench.samples import contact_sheet_uri
+
+    warnings = [*experiment.problems, *summary.cautions(experiment), *speed_summary.speed_cautions(experiment)]
+    try:
+        sheet = contact_sheet_uri(experiment.folder / CONTACT_SHEET)
+    except InputError as error:
+        warnings.append(str(error).replace(f"{experiment.folder}/", ""))
+        sheet = None
+    rows = speed_summary.speed_rows(experiment)
+    gpu = speed_summary.machine(experiment)
+    colors = {variant: place for place, variant in enumerate(experiment.variants)}
+    if gpu is not None:
+        bars, unit = [(row.variant, row.speed) for row in rows], f"images per second on {gpu}"
+    else:  # what a CPU does in a second is of no interest, how variants compare may be
+        bars, unit = [], f"speed, {experiment.baseline} = 1"
+        for row in rows:
+            if row.baseline:
+                bars.append((row.variant, Interval(1, 1, 1)))
+            elif row.ratio is not None:
+                value = row.ratio.value
+                bars.append((row.variant, row.ratio.interval or Interval(value, value, value)))
+    filters: dict[str, Callable[..., Any]] = {
+        "seconds": _seconds,
+        "interval": speed_summary.interval_text,
+        "ratio": speed_summary.ratio_text,
+        "percent": speed_summary.percent_text,
+        "share": speed_summary.share_text,
+        "memory": speed_summary.memory_text,
+        "rate": summary.rate_text,
+        "address": quote,
+    }
+    return render(
+        SPEED_TEMPLATE,
+        filters,
+        experiment=experiment,
+        verdict=summary.verdict(experiment),
+        headline=speed_summary.headline(experiment),
+        gpu=gpu,
+        rows=rows,
+        scaling=speed_summary.scaling_rows(experiment),
+        notes=speed_summary.speed_notes(experiment),
+        figure=plots.speed_bars(bars, colors, unit) if bars else None,
+        environments=summary.environments(experiment),
+        started=_started(experiment),
+        contact_sheet=sheet,
+        warnings=warnings,
+        trials_folder=TRIALS,
+        table_file=TABLE,
+        commands=_commands(experiment),
+    )
+
+
 def html_text(experiment: Experiment) -> str:
     """The page."""
-    from bench import plots, summary
+    from bench import plots, speed_summary, summary
     from bench.experiment import CONTACT_SHEET, GATES, TRIALS, read_curve, read_faces
     from bench.page import render
     from bench.samples import contact_sheet_uri, sample_tiles
@@ -133,6 +258,9 @@ def html_text(experiment: Experiment) -> str:
         op_errors=summary.worst_op_errors(experiment),
         speeds=speeds,
         timings=summary.timings(experiment),
+        times=speed_summary.time_rows(experiment),
+        thresholds=speed_summary.thresholds(experiment),
+        gpu=speed_summary.machine(experiment),
         environments=summary.environments(experiment),
         started=_started(experiment),
         several_losses=len({_loss(trial.result.config) for trial in experiment.results}) > 1,
@@ -145,6 +273,7 @@ def html_text(experiment: Experiment) -> str:
         trials_folder=TRIALS,
         gates_file=GATES,
         table_file=TABLE,
+        times_file=TIMES,
         commands=_commands(experiment),
     )
 
@@ -175,7 +304,7 @@ def _started(experiment: Experiment) -> str:
     """When the first trial started, to the minute."""
     from bench.page import minute
 
-    return minute(min((trial.result.started for trial in experiment.results), default=""))
+    return minute(min((trial.result.started for trial in experiment.everything), default=""))
 
 
 def _commands(experiment: Experiment) -> str:
@@ -185,7 +314,7 @@ def _commands(experiment: Experiment) -> str:
     from bench.experiment import CONFIG
 
     folder = experiment.folder
-    commits = {trial.result.environment.commit for trial in experiment.results} - {None}
+    commits = {trial.environment.commit for trial in experiment.everything} - {None}
     return "\n".join(
         [
             *(

@@ -1,8 +1,9 @@
-"""The result of one trial: the schema of `result.json`, version 1, and the only code that reads or writes it.
+"""The result of one trial: the schemas of `result.json` and `throughput.json`, version 1, and the only code that reads
+or writes them.
 
-A trial's folder holds
+The folder of a trial that trains holds
 
-    result.json     this record; it exists if and only if the trial is done
+    result.json     `Result`; it exists if and only if the trial is done
     failure.json    in its place when the trial failed (`Failure`)
     faces.npz       per test face: nme (N,), predicted and true (N, 98, 2) in image pixels, center (N, 2),
                     side (N,) before padding, attributes (N, 6), attributes_known (6,), image (N,) paths
@@ -10,8 +11,10 @@ A trial's folder holds
     log.txt         everything the trial printed
     status.json     while it runs: phase, step, steps, loss, images_per_second
 
-`bench/result.schema.json` is the same schema in JSON Schema form. NME, failure rate and AUC are fractions.
-Numbers that do not exist (the NME of an empty subset) are null, never NaN.
+and that of a trial which measures speed throughput.json (`ThroughputResult`), failure.json, log.txt and status.json.
+
+`bench/result.schema.json` and `bench/throughput.schema.json` are the same schemas in JSON Schema form. NME, failure
+rate and AUC are fractions. Numbers that do not exist (the NME of an empty subset) are null, never NaN.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from pose.files import write_atomically
 
 SCHEMA_VERSION = 1
 RESULT = "result.json"
+THROUGHPUT = "throughput.json"
 FAILURE = "failure.json"
 
 
@@ -89,6 +93,15 @@ class Timings(Record):
     total: float
 
 
+class Milestone(Record):
+    """An evaluation on the way."""
+
+    step: int  # finished steps
+    epoch: int  # finished epochs
+    seconds: float  # from the start of the process until the evaluation was done
+    nme: Measured  # on the test set, a fraction
+
+
 class OpError(Record):
     """Parity level 0: the loss as this trial computes it, against float64, on random landmarks."""
 
@@ -105,6 +118,7 @@ class Failure(Record):
 
     kind: Literal["input", "non_finite_loss", "exception", "signal", "interrupted"]
     message: str  # one sentence
+    rank: int | None = None  # the one of several that failed; None where all alike had to end
     step: int | None = None
     faces: list[str] | None = None  # images of the batch, for a non-finite loss
     checkpoint: str | None = None  # the last good checkpoint
@@ -141,6 +155,89 @@ class Result(Record):
     timings: Timings
     op_error: OpError
     started: str  # ISO 8601, UTC
+    caches: Literal["cold", "warm"] | None = None  # of compiled code and decoded pixels; None: whatever lay around
+    repeat: int = 0  # of the same variant and seed with the same caches
+    milestones: list[Milestone] = []  # evaluations of the process that finished the trial, in order
+    process_seconds: float | None = None  # from the start of that process to the end of the last evaluation
+
+
+class Estimate(Record):
+    """A value and its 95 % confidence interval, by `bench.interval.median_interval`."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Windows(Record):
+    """Work of one kind, timed in windows of `steps` steps, each from the last one's end until the device was done."""
+
+    steps: int  # in each window
+    seconds: list[float]  # of each window, of the rank that took longest
+    warmup_steps: int  # before the first window, of the same work
+    warmup_seconds: float
+    images_per_second: Estimate  # median over windows, all ranks together
+
+
+class Memory(Record):
+    """The most memory in use until the end of the training windows, bytes, of the rank with most."""
+
+    of: Literal["gpu", "process"]
+    allocated: int  # GPU: by torch's tensors; process: resident
+    reserved: int | None  # GPU: by torch's allocator, the pools of CUDA graphs included
+
+
+class Gauges(Record):
+    """What nvidia-smi said of the main rank's GPU."""
+
+    sm_clock_mhz: float | None
+    memory_clock_mhz: float | None
+    power_w: float | None
+    power_limit_w: float | None
+    temperature_c: float | None
+
+
+class ThroughputResult(Record):
+    schema_version: Literal[1] = 1
+    trial: str  # stable id: changes with everything in the config that can change the result, placement included
+    experiment: str
+    variant: str
+    repeat: int
+    seed: int
+    config: dict[str, Any]  # the variant's resolved config
+    environment: Environment  # the main rank's
+    train_faces: int
+    world_size: int
+    batch_size: int  # faces per step, of all ranks together
+    first_step_from_process: float  # seconds from the start of the process to the end of the first step
+    first_step_from_stepper: float  # the same from the making of loader, model, optimizer
+    training: Windows  # whole steps with their input
+    input_alone: Windows  # making batches and nothing else
+    resident: Windows  # whole steps on noise that lies on the device
+    input_share: Estimate  # 1 - resident / training seconds; below 0 where noise took longer
+    memory: Memory
+    gauges_before: Gauges | None  # just before the training windows; None on a CPU, or where nobody tells
+    gauges_after: Gauges | None
+    flops_per_image: int  # forward and backward
+    bytes_per_image: int  # of activations, by the rule of `bench.work.bytes_per_image`
+    peak_flops: float | None  # per second, of one GPU at this precision by its datasheet; None where not known
+    bandwidth: float | None  # bytes per second, of copies on one GPU
+    started: str  # ISO 8601, UTC
+    seconds: float  # of the process
+
+    @property
+    def model_flops_utilisation(self) -> float | None:
+        """Share of the GPUs' peak arithmetic that the model's own operations make up."""
+        return None if self.peak_flops is None else self._per_gpu * self.flops_per_image / self.peak_flops
+
+    @property
+    def floor_share(self) -> float | None:
+        """Share of the speed at which memory traffic alone would take all the time."""
+        return None if self.bandwidth is None else self._per_gpu * self.bytes_per_image / self.bandwidth
+
+    @property
+    def _per_gpu(self) -> float:
+        return self.training.images_per_second.value / self.world_size
 
 
 def write_record(record: Record, path: Path) -> None:
@@ -151,6 +248,11 @@ def write_record(record: Record, path: Path) -> None:
 def read_result(path: Path) -> Result:
     """Read a `result.json`; anything else is an `InputError` naming the file."""
     return _read(path, Result)
+
+
+def read_throughput(path: Path) -> ThroughputResult:
+    """Read a `throughput.json`; anything else is an `InputError` naming the file."""
+    return _read(path, ThroughputResult)
 
 
 def read_failure(path: Path) -> Failure:

@@ -1,4 +1,4 @@
-"""Run an experiment: train every variant with every seed, judge the results and report them."""
+"""Run an experiment: train every variant with every seed, or measure its speed, judge the results and report them."""
 
 from __future__ import annotations
 
@@ -44,16 +44,18 @@ def _run(config: Path, settings: Sequence[str], out: Path | None) -> int:
     from bench.gates import judge, write_gates
     from bench.launch import launch
     from bench.plan import plan
-    from bench.preflight import refuse_impossible
+    from bench.preflight import refuse_few_faces, refuse_impossible, refuse_launched
     from bench.report import write_report
     from bench.store import claim, write_contact_sheet, write_experiment
     from bench.terminal import show
     from pose.data.source import fingerprint, load_split
 
+    refuse_launched()
     experiment, recipes = load_experiment(config, settings)
     refuse_impossible(recipes)
     # Makes a synthetic set once, and finds missing files before any trial
     train_faces, test_faces = (load_split(experiment.data, split) for split in ("train", "test"))
+    refuse_few_faces(recipes, len(train_faces), len(test_faces))
     trials = plan(experiment, recipes, fingerprint(experiment.data, train_faces, test_faces))
     out = out if out is not None else Path("results") / experiment.name
     with claim(out):
@@ -70,7 +72,7 @@ def _run(config: Path, settings: Sequence[str], out: Path | None) -> int:
         print(f"report: {page}")
     if unusable_input is not None:
         raise InputError(unusable_input)
-    missing = len(trials) - len(report.results)
+    missing = len(trials) - report.done
     if missing:
         print(f"{missing} of {len(trials)} trials are missing", file=sys.stderr)
         return EXIT_MISSING

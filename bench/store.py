@@ -49,7 +49,9 @@ def write_experiment(experiment: Experiment, trials: Sequence[Trial], out: Path)
         name = before.get("name") if isinstance(before, dict) else None
         if name != experiment.name:
             raise InputError(f"{path}: holds the experiment {name!r}, not {experiment.name!r}; choose another --out")
-    record = {**experiment.model_dump(mode="json"), "trials": [trial.id for trial in trials]}
+    values = experiment.model_dump(mode="json")
+    values = {key: value for key, value in values.items() if value is not None}  # sections of another measure
+    record = {**values, "trials": [trial.id for trial in trials]}
     (out / GATES).unlink(missing_ok=True)  # verdicts on results that this run may replace
     write_atomically(path, dump_yaml(record).encode())
 

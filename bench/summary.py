@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bench.experiment import Experiment, Trial
+from bench.experiment import Experiment, TimedTrial, Trial
 from bench.result import Environment, OpError, SubsetMetrics, Throughput, Timings
 from pose.landmarks import ATTRIBUTES
 
@@ -76,7 +76,7 @@ class Speed:
 def verdict(experiment: Experiment) -> Verdict:
     """Whether the trials are done and the gates passed."""
     total = len(experiment.config["trials"])
-    done, failed, missing = len(experiment.results), len(experiment.failures), len(experiment.missing)
+    done, failed, missing = experiment.done, len(experiment.failures), len(experiment.missing)
     trials = [f"{done} of {total} {'trial is' if total == 1 else 'trials are'} done"]
     if failed:
         trials.append(f"{failed} failed")
@@ -226,11 +226,11 @@ def timings(experiment: Experiment) -> list[tuple[str, Timings]]:
     return table
 
 
-def environments(experiment: Experiment) -> list[tuple[Environment, list[Trial]]]:
+def environments(experiment: Experiment) -> list[tuple[Environment, list[Trial | TimedTrial]]]:
     """The distinct environments, each with the trials that ran in it, most trials first."""
-    groups: dict[str, tuple[Environment, list[Trial]]] = {}
-    for trial in experiment.results:
-        environment = trial.result.environment
+    groups: dict[str, tuple[Environment, list[Trial | TimedTrial]]] = {}
+    for trial in experiment.everything:
+        environment = trial.environment
         groups.setdefault(environment.model_dump_json(), (environment, []))[1].append(trial)
     return sorted(groups.values(), key=lambda group: -len(group[1]))
 
@@ -243,16 +243,16 @@ def cautions(experiment: Experiment) -> list[str]:
         listed = "; ".join(f"{value} in {_names(trials)}" for value, trials in values.items() if value != common)
         listed = f"{listed}; {common} in the other {len(values[common])}"
         found.append(f"The trials ran with different {what}: {listed}.")
-    dirty = [trial for trial in experiment.results if trial.result.environment.dirty]
+    dirty = [trial for trial in experiment.everything if trial.environment.dirty]
     if dirty:
-        found.append(f"Uncommitted changes were in the checkout of {_names(dirty, len(experiment.results))}.")
+        found.append(f"Uncommitted changes were in the checkout of {_names(dirty, experiment.done)}.")
     resumed = [trial for trial in experiment.results if trial.result.resumed_at]
     if resumed:
         names = _names(resumed, len(experiment.results))
         found.append(f"The timings of {names} are of the part after an interruption.")
-    interpreted = [trial for trial in experiment.results if _interpreted(trial)]
+    interpreted = [trial for trial in experiment.everything if _interpreted(trial)]
     if interpreted:
-        names = _names(interpreted, len(experiment.results))
+        names = _names(interpreted, experiment.done)
         found.append(f"The kernel of {names} ran in Triton's interpreter: its numbers count, its speed says nothing.")
     for subset, text in zip(SUBSETS, face_counts(experiment), strict=True):
         if "–" in text:
@@ -260,13 +260,13 @@ def cautions(experiment: Experiment) -> list[str]:
     return found
 
 
-def _interpreted(trial: Trial) -> bool:
+def _interpreted(trial: Trial | TimedTrial) -> bool:
     loss = trial.result.config.get("loss")
     triton = isinstance(loss, dict) and loss.get("impl") == "triton"
-    return triton and INTERPRETER in trial.result.environment.variables
+    return triton and INTERPRETER in trial.environment.variables
 
 
-def _varying(experiment: Experiment) -> dict[str, dict[str, list[Trial]]]:
+def _varying(experiment: Experiment) -> dict[str, dict[str, list[Trial | TimedTrial]]]:
     """Every property of the environment that takes several values, with the trials of each value."""
     properties: dict[str, Callable[[Environment], object]] = {
         "commits": lambda e: e.commit[:12] if e.commit else "no commit",
@@ -278,24 +278,24 @@ def _varying(experiment: Experiment) -> dict[str, dict[str, list[Trial]]]:
         "GPUs": lambda e: e.gpu or "no GPU",
         "GPU drivers": lambda e: e.driver or "no driver",
     }
-    for name in sorted({name for t in experiment.results for name in t.result.environment.packages}):
+    for name in sorted({name for t in experiment.everything for name in t.environment.packages}):
         properties[f"versions of {name}"] = lambda e, name=name: e.packages.get(name, "none")  # type: ignore[misc]
-    for name in sorted({name for t in experiment.results for name in t.result.environment.variables} - {INTERPRETER}):
+    for name in sorted({name for t in experiment.everything for name in t.environment.variables} - {INTERPRETER}):
         properties[f"values of {name}"] = lambda e, name=name: e.variables.get(name, "unset")  # type: ignore[misc]
     varying = {}
     for what, of in properties.items():
-        values: dict[str, list[Trial]] = {}
-        for trial in experiment.results:
-            values.setdefault(str(of(trial.result.environment)), []).append(trial)
+        values: dict[str, list[Trial | TimedTrial]] = {}
+        for trial in experiment.everything:
+            values.setdefault(str(of(trial.environment)), []).append(trial)
         if len(values) > 1:
             varying[what] = values
     return varying
 
 
-def _names(trials: Sequence[Trial], everyone: int = -1, shown: int = 4) -> str:
+def _names(trials: Sequence[Trial | TimedTrial], everyone: int = -1, shown: int = 4) -> str:
     if len(trials) == everyone:
         return "all trials" if everyone > 1 else "the trial"
-    names = [f"{trial.result.variant} (seed {trial.result.seed})" for trial in trials[:shown]]
+    names = [trial.label for trial in trials[:shown]]
     return ", ".join(names) + (f" and {len(trials) - shown} more" if len(trials) > shown else "")
 
 

@@ -7,8 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bench import speed_summary as speed
 from bench.experiment import Experiment
-from bench.summary import SUBSETS, cautions, cell_text, face_counts, rows, speeds, verdict
+from bench.summary import SUBSETS, cautions, cell_text, face_counts, rate_text, rows, speeds, verdict
 
 PLAIN_WIDTH = 120  # columns where the output is no terminal and so has no width
 SHORT = {"expression": "expr", "illumination": "illum", "occlusion": "occl"}
@@ -21,7 +22,7 @@ class _Console(Console):
 
 
 def show(experiment: Experiment, console: Console | None = None) -> None:
-    """Print the verdict, the NME table, throughput, gates, failures and warnings."""
+    """Print the verdict, the tables of speed and NME, gates, failures and warnings."""
     if console is None:
         console = _Console(highlight=False)
         # A line that a narrow terminal wraps can be read, a number that the table cuts cannot
@@ -30,6 +31,14 @@ def show(experiment: Experiment, console: Console | None = None) -> None:
     console.print()
     console.print(Text(f"{experiment.name}: {found.sentence}", style=f"bold {COLORS[found.state]}"))
     console.print()
+    if experiment.timed:
+        console.print(_throughput_table(experiment), "")
+        if speed.scaling_rows(experiment):
+            console.print(_scaling_table(experiment), "")
+        for note in speed.speed_notes(experiment):
+            console.print(Text(note, style="dim"))
+    if speed.time_rows(experiment):
+        console.print(_time_table(experiment), "")
     if experiment.results:
         console.print(_nme_table(experiment, console), "")
     if speeds(experiment):
@@ -42,7 +51,7 @@ def show(experiment: Experiment, console: Console | None = None) -> None:
         )
     for name in experiment.missing:
         console.print(Text(f"missing: {name} has no result that counts", style="red"))
-    for text in (*experiment.problems, *cautions(experiment)):
+    for text in (*experiment.problems, *cautions(experiment), *speed.speed_cautions(experiment)):
         console.print(Text(f"warning: {text}", style="yellow"))
 
 
@@ -74,11 +83,76 @@ def _speed_table(experiment: Experiment) -> Table:
     table = _table("Training throughput, images per second")
     for name in ("", "median", "slowest", "fastest", "windows", "batch"):
         table.add_column(name, justify="right" if name else "left", overflow="fold")
-    for speed in speeds(experiment):
-        numbers = (speed.median, min(speed.windows), max(speed.windows))
+    for row in speeds(experiment):
+        numbers = (row.median, min(row.windows), max(row.windows))
         table.add_row(
-            Text(speed.variant), *(f"{number:,.1f}" for number in numbers), str(len(speed.windows)), speed.batch_size
+            Text(row.variant), *(f"{number:,.1f}" for number in numbers), str(len(row.windows)), row.batch_size
         )
+    return table
+
+
+def _throughput_table(experiment: Experiment) -> Table:
+    gpu = speed.machine(experiment)
+    table = _table(f"Training speed{f' on {gpu}' if gpu else ', ratios first: not measured on one kind of GPU'}")
+    columns = ["images/s", "ratio"] if gpu else ["ratio", "images/s,\nthis machine"]
+    for name in ("", "batch", *columns, "to row\nabove", "input's\nshare", "input\nalone", "first\nstep"):
+        table.add_column(name, justify="right" if name else "left", overflow="fold", no_wrap=name in columns)
+    for name in ("memory", "model\nFLOPs", "floor"):
+        table.add_column(name, justify="right")
+    for row in speed.speed_rows(experiment):
+        both = [
+            _stacked(speed.interval_text(row.speed)),
+            "1" if row.baseline else _stacked(speed.ratio_text(row.ratio)),
+        ]
+        ranks = f"\n{row.world_size} ranks" if row.world_size > 1 else ""
+        table.add_row(
+            Text(row.variant),
+            f"{row.batch_size:,}{ranks}",
+            *map(Text, both if gpu else reversed(both)),
+            Text(_stacked(speed.ratio_text(row.gain))),
+            Text(_stacked(speed.share_text(row.input_share))),
+            rate_text(row.input_alone.value),
+            f"{row.first_step:.1f} s",
+            speed.memory_text(row.memory),
+            speed.percent_text(row.utilisation),
+            speed.percent_text(row.floor_share),
+        )
+    return table
+
+
+def _stacked(text: str) -> str:
+    """A value above its interval: eleven columns have to fit."""
+    return text.replace(" [", "\n[")
+
+
+def _scaling_table(experiment: Experiment) -> Table:
+    table = _table("Scaling")
+    for name in ("", "beside", "", "ranks", "batch", "images/s", "efficiency"):
+        table.add_column(name, justify="left" if name in ("", "beside") else "right", overflow="fold")
+    for row in speed.scaling_rows(experiment):
+        table.add_row(
+            Text(row.variant),
+            Text(row.alone),
+            row.kind,
+            str(row.world_size),
+            f"{row.batch_size:,}",
+            Text(speed.interval_text(row.speed)),
+            Text(speed.ratio_text(row.efficiency)),
+        )
+    return table
+
+
+def _time_table(experiment: Experiment) -> Table:
+    gpu = speed.machine(experiment)
+    table = _table(f"Seconds to NME x 100, on {gpu or 'this machine'}")
+    for name in ("", "caches", "batch", *(f"{nme:g}" for nme in speed.thresholds(experiment)), "whole trial"):
+        table.add_column(name, justify="left" if name in ("", "caches") else "right", overflow="fold")
+    for row in speed.time_rows(experiment):
+        cells = [
+            f"{seconds:,.1f}" if seconds is not None else "not reached" if row.trials == 1 else f"reached by {reached}"
+            for seconds, reached in zip(row.seconds, row.reached, strict=True)
+        ]
+        table.add_row(Text(row.variant), row.caches, f"{row.batch_size:,}", *cells, f"{row.total:,.1f}")
     return table
 
 

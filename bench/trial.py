@@ -1,8 +1,9 @@
-"""One trial, in a process of its own: train, evaluate, and leave `result.json` or `failure.json` in its folder."""
+"""One trial, in a process of its own: train and evaluate, or measure speed; its result or `failure.json` is left."""
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import time
@@ -12,8 +13,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.caches import with_crops
 from bench.plan import Trial
-from bench.result import FAILURE, RESULT, Failure, Result, SubsetMetrics, Throughput, Timings, write_record
+from bench.result import (
+    FAILURE,
+    RESULT,
+    THROUGHPUT,
+    Failure,
+    Milestone,
+    Result,
+    SubsetMetrics,
+    Throughput,
+    ThroughputResult,
+    Timings,
+    write_record,
+)
 from pose.errors import EXIT_INPUT, InputError
 from pose.files import write_atomically
 from pose.recipe import Recipe
@@ -27,11 +41,13 @@ SPEC = "trial.json"
 STATUS = "status.json"
 EXIT_FAILED = 3
 STATUS_SECONDS = 0.5
+CAUSE_SECONDS = 10.0  # longer than `slurm.here` lets live the others of a rank that failed
 
 
 def write_spec(trial: Trial, folder: Path) -> None:
     """Leave in `folder` what `run_trial` needs to know."""
-    spec = {**vars(trial), "recipe": trial.recipe.model_dump(mode="json")}
+    options = trial.options.model_dump(mode="json") if trial.options is not None else None
+    spec = {**vars(trial), "recipe": trial.recipe.model_dump(mode="json"), "options": options}
     write_atomically(folder / SPEC, json.dumps(spec, indent=1).encode() + b"\n")
 
 
@@ -40,6 +56,8 @@ def process_environment(recipe: Recipe) -> dict[str, str]:
     variables = {"OMP_WAIT_POLICY": "PASSIVE"}  # spinning threads starve each other where cores are shared
     if recipe.train.threads is not None:
         variables["OMP_NUM_THREADS"] = str(recipe.train.threads)
+    elif recipe.train.parallel.world_size > 1 and not _on_gpu(recipe.train.device):
+        variables["OMP_NUM_THREADS"] = "1"  # each rank would take all cores
     if recipe.loss.impl == "triton" and not _on_gpu(recipe.train.device):
         variables["TRITON_INTERPRET"] = "1"
     return variables
@@ -54,15 +72,19 @@ def _on_gpu(device: str) -> bool:
 
 
 def run_trial(argument: str) -> int:
-    """Run the trial whose folder is `argument`; the entry point that `slurm` calls. Returns the exit code."""
+    """Run the trial whose folder is `argument`; the entry point that `slurm` calls. Returns the exit code.
+
+    Of several ranks the first to fail leaves `failure.json`; what the others meet as it goes is no cause.
+    """
     folder = Path(argument)
-    (folder / FAILURE).unlink(missing_ok=True)
+    from pose.distributed import launched
     from pose.trainer import Interrupted, NonFiniteLoss
 
+    rank, ranks, _ = launched()
     try:
         result = _run(folder)
         if result is not None:
-            write_record(result, folder / RESULT)
+            write_record(result, folder / (THROUGHPUT if isinstance(result, ThroughputResult) else RESULT))
     except NonFiniteLoss as error:
         checkpoint = str(error.checkpoint) if error.checkpoint else None
         failure = Failure(
@@ -73,31 +95,65 @@ def run_trial(argument: str) -> int:
     except InputError as error:
         failure = Failure(kind="input", message=str(error))
     except Exception as error:
-        message = f"{type(error).__name__}: {error}".splitlines()[0]
-        failure = Failure(kind="exception", message=message, traceback=traceback.format_exc())
         traceback.print_exc()
+        if ranks > 1 and _of_another_rank(error):
+            time.sleep(CAUSE_SECONDS)  # if a rank has failed, the launcher ends this one meanwhile
+        who = f"rank {rank} of {ranks}: " if ranks > 1 else ""
+        failure = Failure(
+            kind="exception",
+            message=who + f"{type(error).__name__}: {error}".splitlines()[0],
+            rank=rank if ranks > 1 else None,
+            traceback=traceback.format_exc(),
+        )
     else:
         (folder / STATUS).unlink(missing_ok=True)
         return 0
+    if rank > 0 and failure.kind in ("non_finite_loss", "interrupted"):
+        return 0  # all ranks end here after the same step: the main one tells, and may still have to save
     print(f"error: {failure.message}", file=sys.stderr)
-    with suppress(InputError):  # a full disk: the exit code and the last line tell
-        write_record(failure, folder / FAILURE)
+    with suppress(InputError, OSError):  # a full disk: the exit code and the last line tell
+        _write_if_first(failure, folder / FAILURE)
     return EXIT_INPUT if failure.kind == "input" else EXIT_FAILED
 
 
-def _run(folder: Path) -> Result | None:
+def _of_another_rank(error: Exception) -> bool:
+    """Whether `error` is what a rank meets that has lost another, or that waited too long for it."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+
+
+def _write_if_first(failure: Failure, path: Path) -> None:
+    own = path.with_name(f".{path.name}.{os.getpid()}")
+    write_record(failure, own)
+    try:
+        path.hardlink_to(own)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        own.replace(path)
+    finally:
+        own.unlink(missing_ok=True)
+
+
+def _run(folder: Path) -> Result | ThroughputResult | None:
     """The trial's result on its main rank, None on the others."""
     from pose.distributed import joined
 
     spec = json.loads((folder / SPEC).read_bytes())
-    recipe = Recipe.model_validate(spec["recipe"])
+    recipe = with_crops(Recipe.model_validate(spec["recipe"]), folder, spec["shared"])
     with joined(recipe.train.parallel.world_size, recipe.train.device) as ranks:
+        if spec["measure"] == "throughput":
+            from bench.throughput import measure
+
+            return measure(recipe, spec, ranks, _Status(folder / STATUS).phase)
         return _train(folder, spec, recipe, ranks)
 
 
 def _train(folder: Path, spec: dict[str, Any], recipe: Recipe, ranks: Ranks) -> Result | None:
     begun, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     from bench.environment import environment
+    from bench.gauges import process_age
     from bench.op_error import op_error
     from pose.data.source import load_split
     from pose.evaluator import Evaluator
@@ -115,6 +171,7 @@ def _train(folder: Path, spec: dict[str, Any], recipe: Recipe, ranks: Ranks) -> 
     evaluator = Evaluator(test_faces, recipe.input, recipe.evaluate, ranks)
     data_seconds = time.perf_counter() - begun
 
+    age = process_age(data_seconds)
     trained = train(
         recipe,
         train_faces,
@@ -168,6 +225,13 @@ def _train(folder: Path, spec: dict[str, Any], recipe: Recipe, ranks: Ranks) -> 
         ),
         op_error=error,
         started=started,
+        caches=spec["caches"],
+        repeat=spec["repeat"],
+        milestones=[
+            Milestone(step=one.step, epoch=one.epoch, seconds=age + one.seconds, nme=one.nme)
+            for one in trained.milestones
+        ],
+        process_seconds=process_age(time.perf_counter() - begun),
     )
 
 
@@ -194,10 +258,17 @@ class _Status:
         if time.monotonic() - self.last >= STATUS_SECONDS:
             self.write("training", look.steps, look.step, look.loss, look.images_per_second)
 
+    def phase(self, name: str, done: int, of: int) -> None:
+        """Of a measurement, between its windows."""
+        if done == 0 or time.monotonic() - self.last >= STATUS_SECONDS:
+            self.write(name, of, done)
+
     def write(
         self, phase: str, steps: int, step: int = 0, loss: float | None = None, speed: float | None = None
     ) -> None:
         self.last = time.monotonic()
         status = {"phase": phase, "step": step, "steps": steps, "loss": loss, "images_per_second": speed}
-        with suppress(InputError):
-            write_atomically(self.path, json.dumps(status).encode())
+        temporary = self.path.with_suffix(".tmp")
+        with suppress(OSError):  # not synced to the disk: that may take longer than a step
+            temporary.write_text(json.dumps(status))
+            temporary.replace(self.path)

@@ -1,6 +1,6 @@
 """Fused losses and the face crop: tensor in, tensor out, each beside its formula in plain torch.
 
-Needs torch alone; the fused losses need triton.
+Needs torch alone; the fused kernels need triton.
 """
 
 from kernels.crop import RaggedImages, crop_faces

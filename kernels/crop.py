@@ -108,9 +108,7 @@ def crop_faces(
     problem = triton_problem(index.device) if fused else None
     if impl == "triton" and problem is not None:
         raise RuntimeError(problem)
-    out = torch.empty(
-        (len(index), channels, size, size), dtype=dtype, device=index.device, memory_format=torch.channels_last
-    )
+    out = reference.empty(len(index), channels, size, dtype, index.device)
     if fused and problem is None:
         from kernels.crop_launch import launch_crop
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import mmap
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -23,9 +26,19 @@ MAX_SIDE = 2**16
 # Output pixels handled at once: bounds the temporaries (some 200 bytes a pixel); on a CPU small enough for its caches
 _CHUNK_CPU = 2**17
 _CHUNK_CUDA = 2**21
-# A region's part that a crop touches is converted to float as a whole if it has at most this many pixels per output
-# pixel; a crop of fewer pixels from more (a thumbnail of a huge face) is gathered tap by tap
+# On a CPU what a crop touches of a region is converted to float32 as a whole if it has at most this many pixels per
+# output pixel (by quarters, or gathering pairs of neighbours, took longer); a crop of fewer pixels from more, a
+# thumbnail of a huge face, is gathered tap by tap
 _DENSE_LIMIT = 64
+_FARTHEST = 2.0**40  # pixels: outside of everything, and 2^14 of them still fit into an int64
+
+# Bytes from which on a CPU's memory is asked for in huge pages, as numpy does. torch's have 4 KiB: finding those of 64
+# crops of 256 px takes 34 ms and not 5, and what a large crop touches is more of them than a core keeps translations of
+# (a large part of a region is sampled in 0.8 ms and not 6; measured on an AMD EPYC)
+_LARGE = 2**22
+
+_SCALE = tuple(1 / (255 * std) for std in STD)
+_SHIFT = tuple(mean / std for mean, std in zip(MEAN, STD, strict=True))
 
 
 def crop(
@@ -42,15 +55,36 @@ def crop(
     packed = images.pixels.dtype == torch.int32
     if packed:  # the same bytes, four a pixel
         images = images._replace(pixels=images.pixels.view(torch.uint8), offset=4 * images.offset)
+    step = 4 if packed else 3
+    if index.is_cpu and mode == "exact":
+        _exact_by_face(_Faces(images, index, _inverse(matrix), flip, step), out, normalize)
+        return
     chunk = max(1, (_CHUNK_CUDA if index.is_cuda else _CHUNK_CPU) // size**2)
     for start in range(0, len(index), chunk):
         part = slice(start, start + chunk)
-        faces = _Faces(images, index[part], _inverse(matrix[part]), flip[part], step=4 if packed else 3)
-        if index.is_cpu:
-            levels = _by_face(faces, size, mode)
+        faces = _Faces(images, index[part], _inverse(matrix[part]), flip[part], step)
+        if mode == "exact":
+            levels = _exact(faces, size)
         else:
-            levels = _opencv4(faces, size) if mode == "opencv4" else _exact(faces, size)
-        _store(levels, out[part], normalize)
+            levels = _opencv4_by_face(faces, size) if index.is_cpu else _opencv4(faces, size)
+        _store(levels, out[part], mode, normalize)
+
+
+def empty(count: int, channels: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory for (count, channels, size, size), channels last."""
+    shape = count, size, size, channels
+    flat = _memory(math.prod(shape), dtype) if device.type == "cpu" else torch.empty(shape, dtype=dtype, device=device)
+    return flat.view(shape).permute(0, 3, 1, 2)
+
+
+def _memory(length: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(length,) on the CPU."""
+    if length * dtype.itemsize < _LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(length, dtype=dtype)
+    memory = mmap.mmap(-1, length * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # of a kernel that has none
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype)
 
 
 def normalised(levels: Tensor, channel: int) -> Tensor:
@@ -85,7 +119,7 @@ def _inverse(matrix: Tensor) -> Tensor:
 
 
 def _opencv4(faces: _Faces, size: int) -> Tensor:
-    """Levels 0 to 255 as int32, (B, size, size, 3), by gathering every tap. Weights are in 1/1024."""
+    """Levels 0 to 255 as int32, (B, 3, size, size), by gathering every tap. Weights are in 1/1024."""
     x, y = _fixed_point(faces, size).unbind(1)
     levels = _bilinear(faces, (x >> 5).long(), (y >> 5).long(), x & 31, y & 31, one=32)
     return (levels + 512) >> 10
@@ -113,7 +147,7 @@ def _near(contribution: Tensor) -> Tensor:
 
 
 def _exact(faces: _Faces, size: int) -> Tensor:
-    """Levels 0 to 255 as float32, (B, size, size, 3), by gathering every tap."""
+    """Levels 0 to 255 as float32, (B, 3, size, size), by gathering every tap."""
     source = _to_region(faces)[..., None]
     grid = torch.arange(size, dtype=torch.float64, device=faces.region.device)
     across = source[:, :, 0] * grid
@@ -121,12 +155,12 @@ def _exact(faces: _Faces, size: int) -> Tensor:
     position = down[:, :, :, None] + across[:, :, None, :]
     whole = position.floor()
     fx, fy = (position - whole).float().unbind(1)
-    x, y = whole.clamp_(-(2.0**40), 2.0**40).long().unbind(1)
+    x, y = whole.clamp_(-_FARTHEST, _FARTHEST).long().unbind(1)
     return _bilinear(faces, x, y, fx, fy, one=1)
 
 
 def _bilinear(faces: _Faces, x: Tensor, y: Tensor, fx: Tensor, fy: Tensor, one: int) -> Tensor:
-    """Sum of the four taps at region pixels (x, y) to (x + 1, y + 1), (B, S, S); `one` is the weight 1 of fx and fy."""
+    """(B, 3, S, S) sums of four taps at region pixels (x, y) to (x + 1, y + 1); `one` is the weight 1 of fx and fy."""
     images = faces.images
     width, height = _column(images.width, faces), _column(images.height, faces)
     offset = _column(images.offset, faces)
@@ -141,73 +175,129 @@ def _bilinear(faces: _Faces, x: Tensor, y: Tensor, fx: Tensor, fy: Tensor, one: 
             tap = images.pixels[at[..., None] + channel] * weight[..., None]
             total = tap if total is None else total.add_(tap)
     assert total is not None
-    return total
+    return total.permute(0, 3, 1, 2)
 
 
-def _by_face(faces: _Faces, size: int, mode: str) -> Tensor:
-    """`_exact` or `_opencv4` for a CPU, several times faster there: cut out what a crop touches, then grid_sample.
+def _exact_by_face(faces: _Faces, out: Tensor, normalize: bool) -> None:
+    """`_exact` for a CPU, several times faster there; writes to `out`."""
+    size = out.shape[-1]
+    images = faces.images
+    maps = _to_region(faces).nan_to_num_(_FARTHEST).clamp_(-_FARTHEST, _FARTHEST).mT.tolist()
+    lattices = [_Lattice(complex(*first), complex(*right), complex(*down), size) for right, down, first in maps]
+    regions = torch.stack([images.offset, images.width, images.height], 1)[faces.region].tolist()
+    cuts = [lattice.touched(*region[1:]) for lattice, region in zip(lattices, regions, strict=True)]
+    most = _DENSE_LIMIT * size**2
+    scratch = _memory(3 * max((cut.area for cut in cuts if cut.area <= most), default=0))
+    for face, (lattice, region, cut) in enumerate(zip(lattices, regions, cuts, strict=True)):
+        one = slice(face, face + 1)
+        if not cut.area:
+            levels = torch.zeros(1, 3, size, size)
+        elif cut.area > most:
+            alone = _Faces(images, faces.region[one], faces.inverse[one], faces.flip[one], faces.step)
+            levels = _exact(alone, size)
+        else:
+            values = _converted(faces, region, cut, scratch[: 3 * cut.area].view(1, cut.height, cut.width, 3))
+            levels = torch.grid_sampler(values, lattice.relative_to(cut), 0, 0, False)
+        _store(levels, out[one], "exact", normalize)
 
-    Its rounding to float32 is exact for "opencv4": over a cut whose sides are powers of two, a position in 1/32 px has
-    few enough bits to survive the way through grid_sample's -1 to 1, and so have all products and sums after it.
+
+class _Cut(NamedTuple):
+    """A rectangle of pixels: left <= x < right and top <= y < bottom."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
+
+    @property
+    def area(self) -> int:
+        return max(0, self.width) * max(0, self.height)
+
+
+class _Lattice(NamedTuple):
+    """Where a crop's pixels lie in a region: pixel (j, i) at first + j right + i down. Points are complex, x + iy."""
+
+    first: complex
+    right: complex
+    down: complex
+    size: int
+
+    def touched(self, width: int, height: int) -> _Cut:
+        """What bilinear interpolation reads of a region."""
+        right, down = (self.size - 1) * self.right, (self.size - 1) * self.down
+        corners = (self.first, self.first + right, self.first + down, self.first + right + down)
+        x, y = [point.real for point in corners], [point.imag for point in corners]
+        return _Cut(
+            max(0, math.floor(min(x))),
+            max(0, math.floor(min(y))),
+            min(width, math.floor(max(x)) + 2),
+            min(height, math.floor(max(y)) + 2),
+        )
+
+    def relative_to(self, cut: _Cut) -> Tensor:
+        """(1, size, size, 2) as grid_sample wants it: the cut's first pixel's outer edge at -1 and the last one's at 1.
+
+        All is float64 until it is relative, so that the rounding to float32 is that of the cut, not of the image.
+        """
+        center = complex(cut.left + cut.right - 1, cut.top + cut.bottom - 1) / 2
+        first, right, down = (
+            complex(point.real * 2 / cut.width, point.imag * 2 / cut.height)
+            for point in (self.first - center, self.right, self.down)
+        )
+        steps = torch.arange(self.size, dtype=torch.float64)
+        columns, rows = (steps * right).to(torch.complex64), (steps * down + first).to(torch.complex64)
+        return torch.view_as_real(rows[:, None] + columns)[None]
+
+
+def _converted(faces: _Faces, region: list[int], cut: _Cut, memory: Tensor) -> Tensor:
+    """(1, 3, H, W): `cut` of a region (offset, width, height) is written to the top left of `memory`, (1, H, W, 3)."""
+    pixels, step = faces.images.pixels, faces.step
+    begin, width, _ = region
+    begin += step * (cut.top * width + cut.left) + int(pixels.storage_offset())  # as_strided counts from the storage's
+    memory[0, : cut.height, : cut.width] = pixels.as_strided((cut.height, cut.width, 3), (step * width, step, 1), begin)
+    return memory.permute(0, 3, 1, 2)
+
+
+def _opencv4_by_face(faces: _Faces, size: int) -> Tensor:
+    """`_opencv4` for a CPU, as float32 and several times faster there, by grid_sample on what a crop touches.
+
+    Its rounding to float32 is exact here: over a cut whose sides are powers of two, a position in 1/32 px has few
+    enough bits to survive the way through grid_sample's -1 to 1, and so have all products and sums after it.
     """
     images = faces.images
+    position = _fixed_point(faces, size)
     limit = torch.stack([images.width, images.height], dim=1)[faces.region]
-    if mode == "opencv4":
-        position = _fixed_point(faces, size)
-        first, last = (position.amin((2, 3)) >> 5).long(), (position.amax((2, 3)) >> 5).long()
-    else:
-        source = _to_region(faces)
-        corners = torch.tensor([[0, size - 1, 0, size - 1], [0, 0, size - 1, size - 1], [1] * 4], dtype=torch.float64)
-        touched = (source @ corners).clamp_(-(2.0**40), 2.0**40)
-        first, last = touched.amin(2).floor().long(), touched.amax(2).floor().long()
-    low = first.clamp(min=0).minimum(limit)
-    high = (last + 2).clamp(min=0).minimum(limit)
-    extent = (high - low).clamp(min=1)
-
-    # grid_sample puts the first pixel's outer edge at -1 and the last one's at 1
+    low = (position.amin((2, 3)) >> 5).clamp_(min=0).minimum(limit)
+    high = ((position.amax((2, 3)) >> 5) + 2).clamp_(min=0).minimum(limit)
+    extent = (1 << torch.frexp((high - low).clamp(min=1) - 0.5).exponent).long()  # the next power of two
+    offset = (1 / extent - 1 - 2 * low / extent)[..., None, None]
     grid = torch.empty((len(limit), size, size, 2))
-    if mode == "opencv4":
-        extent = (1 << torch.frexp(extent - 0.5).exponent).long()  # the next power of two
-        offset = (1 / extent - 1 - 2 * low / extent)[..., None, None]
-        for axis in (0, 1):
-            torch.addcmul(
-                offset[:, axis], position[:, axis].float(), 1 / (16 * extent[:, axis, None, None]), out=grid[..., axis]
-            )
-    else:
-        # The offset is folded in before the step to float32, whose rounding then is that of the cut, not of the image
-        scaled = source * (2 / extent.double())[:, :, None]
-        scaled[:, :, 2] -= (2 * low - 1) / extent.double() + 1
-        step = torch.arange(size, dtype=torch.float64)
-        across = (scaled[:, :, 0, None] * step).float()
-        down = (scaled[:, :, 1, None] * step + scaled[:, :, 2, None]).float()
-        for axis in (0, 1):
-            torch.add(down[:, axis, :, None], across[:, axis, None, :], out=grid[..., axis])
+    for axis in (0, 1):
+        scale = 1 / (16 * extent[:, axis, None, None])
+        torch.addcmul(offset[:, axis], position[:, axis].float(), scale, out=grid[..., axis])
 
-    out = torch.empty((len(limit), 3, size, size))
-    inside = ((first >= 0) & (last + 1 < limit)).all(1)
-    dense = (extent.prod(1) <= _DENSE_LIMIT * size**2) & (high > low).all(1)
-    scratch = torch.empty(3 * int((extent.prod(1) * dense).max()))
-    start = images.offset[faces.region] + faces.step * (low[:, 1] * limit[:, 0] + low[:, 0])
-    start += int(images.pixels.storage_offset())  # as_strided counts from the beginning of the storage
-    columns = torch.cat([torch.stack([start, dense, inside], 1), limit[:, :1], high - low, extent], dim=1).tolist()
-    for i, (one_out, one_grid, column) in enumerate(zip(out.split(1), grid.split(1), columns, strict=True)):
-        at, is_dense, is_inside, stride, width, height, full_width, full_height = column
-        if width <= 0 or height <= 0:
-            one_out.zero_()
-        elif is_dense:
-            cut = scratch.as_strided((1, 3, full_height, full_width), (0, 1, 3 * full_width, 3))
-            if not is_inside:
-                cut.zero_()
-            touched_pixels = images.pixels.as_strided((height, width, 3), (faces.step * stride, faces.step, 1), at)
-            scratch.as_strided((height, width, 3), (3 * full_width, 3, 1)).copy_(touched_pixels)
-            one_out.copy_(torch.grid_sampler(cut, one_grid, 0, 0, False))
-        else:
-            one = slice(i, i + 1)
+    levels = torch.empty((len(limit), 3, size, size))
+    columns = torch.cat([images.offset[faces.region, None], limit, low, high, extent], dim=1).tolist()
+    for i, (*region, left, top, right, bottom, full_width, full_height) in enumerate(columns):
+        one, cut = slice(i, i + 1), _Cut(left, top, right, bottom)
+        if not cut.area:
+            levels[one] = 0
+        elif full_width * full_height > _DENSE_LIMIT * size**2:
             alone = _Faces(images, faces.region[one], faces.inverse[one], faces.flip[one], faces.step)
-            one_out.copy_((_opencv4 if mode == "opencv4" else _exact)(alone, size).permute(0, 3, 1, 2))
-    if mode == "opencv4":
-        out.add_(0.5).floor_()
-    return out.permute(0, 2, 3, 1)
+            levels[one] = _opencv4(alone, size)
+        else:
+            memory = torch.zeros(1, full_height, full_width, 3)
+            values = _converted(faces, region, cut, memory)
+            levels[one] = torch.grid_sampler(values, grid[one], 0, 0, False)
+    return levels.add_(0.5).floor_()
 
 
 def _to_region(faces: _Faces) -> Tensor:
@@ -226,13 +316,14 @@ def _column(values: Tensor, faces: _Faces) -> Tensor:
     return values[faces.region][:, None, None]
 
 
-def _store(levels: Tensor, out: Tensor, normalize: bool) -> None:
-    """Write `levels` (B, S, S, 3) to `out` (B, channels, S, S), normalised and cast as asked; may overwrite them."""
+def _store(levels: Tensor, out: Tensor, mode: str, normalize: bool) -> None:
+    """Write `levels` (B, 3, S, S) to `out` (B, channels, S, S), normalised and cast as asked; may overwrite them."""
     out[:, 3:] = 0
-    for channel in range(3):  # each is long runs in memory, where the interleaved three are not
-        values, target = levels[..., channel], out[:, channel]
-        if normalize:
-            values = normalised(values, channel)
-        elif out.dtype == torch.uint8 and values.is_floating_point():
-            values = values.round_()
-        target.copy_(values)
+    if normalize and mode == "exact":
+        for channel in range(3):
+            levels[:, channel].mul_(_SCALE[channel]).sub_(_SHIFT[channel])
+    elif normalize:
+        levels = torch.stack([normalised(levels[:, channel], channel) for channel in range(3)], dim=1)
+    elif out.dtype == torch.uint8 and levels.is_floating_point():
+        levels = levels.round_()
+    out[:, :3].copy_(levels)

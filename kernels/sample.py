@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,16 +33,22 @@ class FaceColumns(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampling:
-    """What is drawn.
+    """What may be drawn; the defaults are the published ones, all zeros mean none.
 
     flip: probability. scale: sigma of the factor on the side, clipped at 1 sigma. rotation: sigma in degrees, clipped
-    at 2 sigma, applied with probability `rotation_probability`.
+    at 2 sigma, applied with probability `rotation_probability`. Raises ValueError for values out of range.
     """
 
     flip: float = 0.5
     scale: float = 0.25
     rotation: float = 30.0
     rotation_probability: float = 0.6
+
+    def __post_init__(self) -> None:
+        for name, limit in (("flip", 1.0), ("scale", 1.0), ("rotation", math.inf), ("rotation_probability", 1.0)):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and 0 <= value <= limit) or (name == "scale" and value == 1):
+                raise ValueError(f"{name} is {value}; wanted 0 to {limit:g}{' (excluded)' if name == 'scale' else ''}")
 
 
 class Sampled(NamedTuple):
@@ -70,35 +77,23 @@ def sample_faces(
 
     number: (B,) int64, rows of `faces` and the faces' names in the draws. epoch: () int64 on the same device; the draws
     are a function of (seed, epoch, number) alone (Philox4x32-10), so a CUDA graph is replayed for another epoch by
-    changing it in place. seed: 0 to 2^64 - 1. flip_index: (K,) int64, the name each point takes in a mirror. quantiles:
-    (M,) float64, the standard normal's at 0, 1 / (M - 1), ... 1. size: the crop's side in pixels.
-    impl: "auto", "triton" (one launch) or "reference" (plain torch): the same bits from either, on every device.
-    Raises TypeError or ValueError for wrong arguments, IndexError for a number out of range (checked on a CPU only).
+    changing it in place. epoch and seed: 0 to 2^32 - 1 and 2^64 - 1. flip_index: (K,) int64, the name each point takes
+    in a mirror. quantiles: (M,) float64, the standard normal's at 0, 1 / (M - 1), ... 1. size: the crop's side, pixels.
+    impl: "auto" (Triton on a GPU, else plain torch), "triton" (one launch) or "reference": the same bits from either,
+    on every device.
+    Raises TypeError or ValueError for wrong arguments, IndexError for a number or a name out of range. The values of
+    epoch, number and flip_index are looked at on a CPU only: elsewhere the nearest row or point is taken.
     """
     _check(faces, number, epoch, seed, flip_index, quantiles, size, impl)
-    problem = None if impl == "reference" else triton_problem(number.device)
+    fused = impl == "triton" or (impl == "auto" and number.is_cuda)  # asked first: Triton takes a second to import
+    problem = triton_problem(number.device) if fused else None
     if impl == "triton" and problem is not None:
         raise RuntimeError(problem)
-    if impl == "triton" or (impl == "auto" and problem is None and number.is_cuda):
+    if fused and problem is None:
         from kernels.sample_launch import launch_sample
 
         return Sampled(*launch_sample(faces, number, epoch, seed, sampling, flip_index, quantiles, size))
-    flip, scale, rotation = reference.draws(
-        number,
-        epoch,
-        seed,
-        sampling.flip,
-        sampling.scale,
-        sampling.rotation,
-        sampling.rotation_probability,
-        quantiles,
-    )
-    full_width = faces.full_width[number]
-    x, y = faces.center[number].unbind(1)
-    center = torch.stack([torch.where(flip, full_width - x - 1, x), y], dim=1)
-    matrix = reference.crop_matrices(center, faces.side[number] * scale, rotation, size)
-    target, weight = reference.targets_and_weights(faces.points[number], matrix, flip, full_width, size, flip_index)
-    return Sampled(matrix, flip, target, weight)
+    return Sampled(*reference.sample(faces, number, epoch, seed, sampling, flip_index, quantiles, size))
 
 
 def _check(
@@ -117,10 +112,10 @@ def _check(
         raise ValueError(f"seed is {seed}; wanted 0 to 2^64 - 1")
     if not 0 < size < 2**15:
         raise ValueError(f"size is {size}; wanted 1 to {2**15 - 1} pixels")
-    if faces.points.dim() != 3 or len(quantiles.shape) != 1 or len(quantiles) < 2:
+    if faces.points.dim() != 3 or not faces.points.shape[1] or quantiles.dim() != 1 or len(quantiles) < 2:
         raise ValueError(
             f"faces.points and quantiles have shapes {tuple(faces.points.shape)} and {tuple(quantiles.shape)}; "
-            "wanted (N, K, 2) and (M,), M at least 2"
+            "wanted (N, K, 2) and (M,), K at least 1 and M at least 2"
         )
     count, landmarks = faces.points.shape[:2]
     wanted: dict[str, tuple[Tensor, torch.dtype, tuple[int, ...]]] = {
@@ -140,5 +135,12 @@ def _check(
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; wanted {shape}")
         if tensor.device != number.device:
             raise ValueError(f"{name} is on {tensor.device}, number on {number.device}; wanted one device")
-    if number.is_cpu and len(number) and not (number.min() >= 0 and number.max() < count):
-        raise IndexError(f"number holds {int(number.min())} to {int(number.max())}; wanted 0 to {count - 1}")
+    if len(number) and not count:
+        raise ValueError("faces holds no face; wanted at least one")
+    if not number.is_cpu:  # the answers would have to be waited for
+        return
+    if not 0 <= epoch < reference.WORD:
+        raise ValueError(f"epoch is {int(epoch)}; wanted 0 to 2^32 - 1")
+    for name, rows, limit in (("number", number, count), ("flip_index", flip_index, landmarks)):
+        if len(rows) and not (rows.min() >= 0 and rows.max() < limit):
+            raise IndexError(f"{name} holds {int(rows.min())} to {int(rows.max())}; wanted 0 to {limit - 1}")

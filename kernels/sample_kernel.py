@@ -40,14 +40,14 @@ def _normal(uniform, quantiles, INTERVALS: tl.constexpr):
 
 
 @triton.jit
-def _like(x, value: tl.constexpr):
-    """`value` as a float64, as finite x is: comparisons and extrema take a bare constant for a float32."""
-    return x * 0.0 + value
+def _double(value: tl.constexpr):
+    """`value` as a float64: comparisons and extrema take a bare constant for a float32."""
+    return tl.full((), value, tl.float64)
 
 
 @triton.jit
 def _clamp(x, low: tl.constexpr, high: tl.constexpr):
-    return tl.minimum(tl.maximum(x, _like(x, low)), _like(x, high))
+    return tl.minimum(tl.maximum(x, _double(low)), _double(high))
 
 
 @triton.jit
@@ -81,7 +81,7 @@ def _swap(swap, a, b):
 @triton.jit
 def _solved(x0, y0, x1, y1, x2, y2, r0, r1, r2):
     """(a, b, c) with a x + b y + c = r; see `sample_reference._solved`."""
-    one0 = x0 * 0.0 + 1.0
+    one0 = _double(1.0)
     one1 = one0
     one2 = one0
     # Column x: the first of the largest
@@ -150,11 +150,11 @@ def sample_kernel(
     zero = name.to(tl.uint32) * 0
     w0, w1, w2, w3 = tl.philox(seed, name.to(tl.uint32), tl.load(epoch).to(tl.uint32), zero, zero)
     u = _uniform(w0)
-    flip = u <= _like(u, FLIP)
+    flip = u <= _double(FLIP)
     scale = _clamp(1.0 + SCALE * _normal(_uniform(w1), quantiles, INTERVALS), 1.0 - SCALE, 1.0 + SCALE)
     angle = _clamp(ROTATION * _normal(_uniform(w2), quantiles, INTERVALS), -2.0 * ROTATION, 2.0 * ROTATION)
     u = _uniform(w3)
-    rotation = tl.where(u <= _like(u, ROTATE), angle, 0.0)
+    rotation = tl.where(u <= _double(ROTATE), angle, 0.0)
 
     # Crop: three points in float32
     wide = tl.load(full_width + face)
@@ -175,8 +175,8 @@ def sample_kernel(
     y1 = y1.to(tl.float64)
     x2 = x2.to(tl.float64)
     y2 = y2.to(tl.float64)
-    none = x0 * 0.0
-    half = none + SIZE / 2
+    none = _double(0.0)
+    half = _double(SIZE / 2)
     a, b, c = _solved(x0, y0, x1, y1, x2, y2, half, half, none)
     d, e, f = _solved(x1, y1, x0, y0, x2, y2, none, half, none)
     at = matrix_out + 6 * row.to(tl.int64)
@@ -191,7 +191,8 @@ def sample_kernel(
     # Targets
     lane = tl.arange(0, LANES)
     kept = lane < POINTS
-    point = tl.where(flip, tl.load(flip_index + lane, mask=kept, other=0), lane)
+    partner = tl.load(flip_index + lane, mask=kept, other=0)
+    point = tl.where(flip, tl.minimum(tl.maximum(partner, 0), POINTS - 1), lane)
     where = points + face * (2 * POINTS) + 2 * point
     px = tl.load(where, mask=kept, other=0.0)
     py = tl.load(where + 1, mask=kept, other=0.0).to(tl.float64)
@@ -200,7 +201,7 @@ def sample_kernel(
     cy = (d * px + e * py + f).to(tl.float32)
     last = SIZE - 1.0
     inside = ((cx >= 0.0) & (cx <= last) & (cy >= 0.0) & (cy <= last)).to(tl.float32)
-    whole = cx * 0.0 + SIZE
+    whole = tl.full((), SIZE, tl.float32)
     at = 2 * (row.to(tl.int64) * POINTS + lane)
     tl.store(target_out + at, tl.div_rn(cx, whole), mask=kept)
     tl.store(target_out + at + 1, tl.div_rn(cy, whole), mask=kept)

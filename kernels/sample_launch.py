@@ -39,8 +39,8 @@ def launch_sample(
                 number.contiguous(),
                 epoch,
                 seed - (seed >> 63 << 64),  # 64 bits, which Triton takes for a signed number
-                flip_index,
-                quantiles,
+                flip_index.contiguous(),
+                quantiles.contiguous(),
                 matrix,
                 flip,
                 target,

@@ -7,9 +7,13 @@ from the host, and nothing waits for the device.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from kernels.sample import FaceColumns, Sampling
 
 WORD = 2**32
 MASK = WORD - 1
@@ -35,6 +39,28 @@ COSINE = (
     2.08757232129817482790e-09,
     -1.13596475577881948265e-11,
 )
+
+
+def sample(
+    faces: FaceColumns,
+    number: Tensor,
+    epoch: Tensor,
+    seed: int,
+    sampling: Sampling,
+    flip_index: Tensor,
+    quantiles: Tensor,
+    size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(matrix, flip, target, weight) of arguments that have passed `kernels.sample`'s checks."""
+    flip, scale, rotation = draws(number, epoch, seed, sampling, quantiles)
+    row = number.clamp(0, len(faces.side) - 1)  # a GPU's numbers have not been looked at
+    full_width = faces.full_width[row]
+    x, y = faces.center[row].unbind(1)
+    center = torch.stack([torch.where(flip, full_width - x - 1, x), y], dim=1)
+    matrix = crop_matrices(center, faces.side[row] * scale, rotation, size)
+    names = flip_index.clamp(0, len(flip_index) - 1)
+    target, weight = targets_and_weights(faces.points[row], matrix, flip, full_width, size, names)
+    return matrix, flip, target, weight
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -70,21 +96,19 @@ def draws(
     number: Tensor,
     epoch: Tensor | int,
     seed: int,
-    flip: float,
-    scale: float,
-    rotation: float,
-    rotation_probability: float,
+    sampling: Sampling,
     quantiles: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(flip, scale, rotation) of faces: bool, a factor on the side, degrees."""
+    """(flip, scale, rotation) of faces: bool, a factor on the side, degrees. number and epoch count modulo 2^32."""
     zero = torch.zeros_like(number)
-    words = philox((number, zero + epoch, zero, zero), (seed & MASK, seed >> 32))
+    words = philox((number & MASK, (zero + epoch) & MASK, zero, zero), (seed & MASK, seed >> 32))
     u_flip, u_scale, u_rotation, u_rotate = ((word.double() + 0.5) / WORD for word in words)  # uniform in (0, 1)
+    scale, rotation = sampling.scale, sampling.rotation
     angle = (rotation * normal(u_rotation, quantiles)).clamp(-2 * rotation, 2 * rotation)
     return (
-        u_flip <= flip,
+        u_flip <= sampling.flip,
         (1 + scale * normal(u_scale, quantiles)).clamp(1 - scale, 1 + scale),
-        torch.where(u_rotate <= rotation_probability, angle, 0.0),
+        torch.where(u_rotate <= sampling.rotation_probability, angle, 0.0),
     )
 
 
@@ -119,16 +143,24 @@ def _polynomial(z: Tensor, coefficients: tuple[float, ...]) -> Tensor:
 def crop_matrices(center: Tensor, side: Tensor, rotation: Tensor, size: int) -> Tensor:
     """Image -> crop, (B, 2, 3) float64: center (B, 2), side (B,) padded, rotation (B,) degrees.
 
-    As published: three points in float32, and the map through them with the bits of OpenCV's getAffineTransform. That
-    eliminates six equations with partial pivoting; those of x and of y do not meet, but the rows of x in moving up
-    leave those of y in another order, which decides between pivots of equal size.
+    As published: three points in float32, and the map that takes them to the crop's middle, top and corner.
     """
     sine, cosine = sine_and_cosine(rotation)
     up = torch.stack([sine * side / 2, -cosine * side / 2], dim=1)
     p0, p1 = center.float(), (center + up).float()
     edge = p0 - p1
     p2 = p1 + torch.stack([-edge[:, 1], edge[:, 0]], dim=1)
-    points = [(p[:, 0].double(), p[:, 1].double()) for p in (p0, p1, p2)]
+    return affine_through(torch.stack([p0, p1, p2], dim=1).double(), size)
+
+
+def affine_through(source: Tensor, size: int) -> Tensor:
+    """The maps (B, 2, 3) that take three points (B, 3, 2) float64 to (h, h), (h, 0) and (0, 0), h being size / 2.
+
+    With the bits of OpenCV's getAffineTransform. That eliminates six equations with partial pivoting; those of x and of
+    y do not meet, but the rows of x in moving up leave those of y in another order, which decides between pivots of
+    equal size.
+    """
+    points = [(x, y) for x, y in (p.unbind(1) for p in source.unbind(1))]
     half = size / 2
     rows = _solved(points, (half, half, 0.0)), _solved([points[1], points[0], points[2]], (0.0, half, 0.0))
     return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)

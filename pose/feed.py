@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from pose.distributed import Ranks
 from pose.errors import InputError
 from pose.geometry import PADDING
 from pose.inputs import TrainingBatch, normalised_batch, training_batch
-from pose.loader import CropBatch, DiskLoader, MemoryLoader, PixelBatch, open_loader, worker_batches
+from pose.loader import DiskLoader, MemoryLoader, open_loader, worker_batches
 from pose.order import BatchOrder
 from pose.precision import parameter_dtype, pixel_dtype
 from pose.recipe import Recipe
@@ -42,7 +43,7 @@ def open_feed(recipe: Recipe, faces: Faces, seed: int, order: BatchOrder, ranks:
     config = recipe.input
     shares = Shares(order, ranks)
     if config.sampling == "workers":
-        return WorkerFeed(faces, recipe, shares, seed, ranks.device, last)
+        return IteratedFeed(partial(_from_workers, faces, recipe, shares, seed, ranks.device, last))
     reach = training_reach(recipe.train.augment.scale)
     loader = open_loader(faces, config, reach=reach, device=ranks.device, label="decoding training faces")
     if config.sampling == "device" and isinstance(loader, MemoryLoader):
@@ -53,7 +54,7 @@ def open_feed(recipe: Recipe, faces: Faces, seed: int, order: BatchOrder, ranks:
                 f"train.graph: a captured step needs the training faces' pixels on the GPU, which has no room for "
                 f"{loader.images.pixels.nbytes / 1e9:.1f} GB; set it to false"
             )
-    return HostFeed(loader, faces, recipe, shares, seed, ranks.device, last)
+    return IteratedFeed(partial(_from_loader, loader, faces, recipe, shares, seed, ranks.device, last))
 
 
 class Shares:
@@ -69,86 +70,69 @@ class Shares:
         return faces[self.ranks.shard(len(faces))]
 
 
-class HostFeed:
-    """Pixels from a loader; draws and targets on the host, the crop on the device."""
+class IteratedFeed:
+    """Batches that `batches_from(step)` makes, one step after the other; it begins anew where steps do not follow."""
 
-    def __init__(
-        self,
-        loader: DiskLoader | MemoryLoader,
-        faces: Faces,
-        recipe: Recipe,
-        shares: Shares,
-        seed: int,
-        device: torch.device,
-        last: int,
-    ) -> None:
-        self.loader = loader
-        self.faces = faces
-        self.recipe = recipe
-        self.shares = shares
-        self.seed = seed
-        self.device = device
-        self.last = last
+    def __init__(self, batches_from: Callable[[int], Generator[TrainingBatch]]) -> None:
+        self.batches_from = batches_from
         self._next = -1
-        self._batches: Iterator[PixelBatch] = iter(())
+        self._batches: Generator[TrainingBatch] | None = None
 
     def batch(self, step: int) -> TrainingBatch:
-        if step != self._next:
+        if self._batches is None or step != self._next:
             self.close()
-            self._batches = self.loader.batches(self.shares.of(at) for at in range(step, self.last))
+            self._batches = self.batches_from(step)
         self._next = step + 1
-        train = self.recipe.train
-        return training_batch(
-            next(self._batches),
-            self.faces,
-            config=self.recipe.input,
+        return next(self._batches)
+
+    def close(self) -> None:
+        # A loader's processes ignore signals, and would be waited for when this one ends
+        if self._batches is not None:
+            self._batches.close()
+
+
+def _from_loader(
+    loader: DiskLoader | MemoryLoader,
+    faces: Faces,
+    recipe: Recipe,
+    shares: Shares,
+    seed: int,
+    device: torch.device,
+    last: int,
+    first: int,
+) -> Generator[TrainingBatch]:
+    """Pixels from a loader; draws and targets on the host, the crop on the device."""
+    train = recipe.train
+    steps = range(first, last)
+    for step, pixels in zip(steps, loader.batches(map(shares.of, steps)), strict=True):
+        yield training_batch(
+            pixels,
+            faces,
+            config=recipe.input,
             augment=train.augment,
-            seed=self.seed,
-            epoch=self.shares.order.epoch(step),
-            device=self.device,
+            seed=seed,
+            epoch=shares.order.epoch(step),
+            device=device,
             pixel_dtype=pixel_dtype(train.precision),
             dtype=parameter_dtype(train.precision),
         )
 
-    def close(self) -> None:
-        _end(self._batches)
 
-
-class WorkerFeed:
+def _from_workers(
+    faces: Faces, recipe: Recipe, shares: Shares, seed: int, device: torch.device, last: int, first: int
+) -> Generator[TrainingBatch]:
     """All but normalisation by worker processes, which decode, draw and crop ahead of time."""
-
-    def __init__(
-        self, faces: Faces, recipe: Recipe, shares: Shares, seed: int, device: torch.device, last: int
-    ) -> None:
-        self.faces = faces
-        self.recipe = recipe
-        self.shares = shares
-        self.seed = seed
-        self.device = device
-        self.last = last
-        self._next = -1
-        self._batches: Iterator[CropBatch] = iter(())
-
-    def batch(self, step: int) -> TrainingBatch:
-        config, train = self.recipe.input, self.recipe.train
-        if step != self._next:
-            shares = self.shares
-            groups = ((shares.order.epoch(at), shares.of(at)) for at in range(step, self.last))
-            reach = training_reach(train.augment.scale)
-            self.close()
-            self._batches = worker_batches(self.faces, config, train.augment, self.seed, groups, reach, self.device)
-        self._next = step + 1
-        made = next(self._batches)
-        crops = made.crops.to(self.device, non_blocking=True)
-        dtype = parameter_dtype(train.precision)
-        return TrainingBatch(
+    config, train = recipe.input, recipe.train
+    groups = ((shares.order.epoch(step), shares.of(step)) for step in range(first, last))
+    reach = training_reach(train.augment.scale)
+    dtype = parameter_dtype(train.precision)
+    for made in worker_batches(faces, config, train.augment, seed, groups, reach, device):
+        crops = made.crops.to(device, non_blocking=True)
+        yield TrainingBatch(
             normalised_batch(crops, config.channels, pixel_dtype(train.precision)),
-            made.target.to(self.device, dtype, non_blocking=True),
-            made.weight.to(self.device, dtype, non_blocking=True),
+            made.target.to(device, dtype, non_blocking=True),
+            made.weight.to(device, dtype, non_blocking=True),
         )
-
-    def close(self) -> None:
-        _end(self._batches)
 
 
 class DeviceFeed:
@@ -233,12 +217,6 @@ class DeviceFeed:
         )
         dtype = parameter_dtype(precision)
         return TrainingBatch(pixels, target.to(dtype), weight.to(dtype))
-
-
-def _end(batches: Iterator[object]) -> None:
-    """Let go of a loader: its processes ignore signals, and would be waited for when this one ends."""
-    if isinstance(batches, Generator):
-        batches.close()
 
 
 def resident_batch(share: int, recipe: Recipe, device: torch.device) -> TrainingBatch:

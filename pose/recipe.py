@@ -235,7 +235,8 @@ def load_recipe(path: Path | str, settings: Sequence[str] = ()) -> Recipe:
     Raises `InputError` naming the file, line and key of everything that is wrong.
     """
     layers = read_layers(path, settings)
-    extra = sorted({"variants", "baseline", "seeds", "gates"} & layers.values.keys())
+    of_experiments = {"variants", "baseline", "seeds", "gates", "measure", "throughput", "time_to_nme"}
+    extra = sorted(of_experiments & layers.values.keys())
     if extra:
         raise InputError(
             f"{layers.origin((extra[0],))}: {extra[0]}: this is an experiment; run it with python -m bench.run"

@@ -209,6 +209,9 @@ def test_what_must_be_set_before_an_import_is_in_the_trials_environment(monkeypa
 
     assert environment() == {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
     assert "OMP_NUM_THREADS" not in environment(train={"threads": None})
+    ranks = {"parallel": {"world_size": 2}}
+    assert environment(train={"threads": None, **ranks})["OMP_NUM_THREADS"] == "1"  # or each would take all cores
+    assert environment(train={"threads": 3, **ranks})["OMP_NUM_THREADS"] == "3"
     assert environment(loss={"impl": "triton"})["TRITON_INTERPRET"] == "1"
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert environment(loss={"impl": "triton"}, train={"device": "auto"})["TRITON_INTERPRET"] == "1"
