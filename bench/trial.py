@@ -142,7 +142,7 @@ def _run(folder: Path) -> Result | ThroughputResult | None:
 
     spec = json.loads((folder / SPEC).read_bytes())
     recipe = with_crops(Recipe.model_validate(spec["recipe"]), folder, spec["shared"])
-    with joined(recipe.train.parallel.world_size, recipe.train.device) as ranks:
+    with joined(recipe.train.parallel.world_size, recipe.train.device, captured=recipe.train.graph) as ranks:
         if spec["measure"] == "throughput":
             from bench.throughput import measure
 

@@ -100,10 +100,12 @@ def launched() -> tuple[int, int, int]:
 
 
 @contextmanager
-def joined(world_size: int, device: str) -> Iterator[Ranks]:
+def joined(world_size: int, device: str, *, captured: bool = False) -> Iterator[Ranks]:
     """Join the processes that the launcher started, `world_size` in all, for the length of the block.
 
     device: "auto", "cpu" or "cuda"; with several GPUs each rank of a machine has its own. NCCL on GPUs, gloo on CPUs.
+    captured: whether a CUDA graph will hold NCCL's work, whose errors then cannot be looked for while it runs
+    (https://docs.pytorch.org/docs/2.11/notes/cuda.html, "usage with DistributedDataParallel").
     Raises `InputError` if the launcher started another number, or this rank has no GPU.
     """
     rank, started, local_rank = launched()
@@ -130,6 +132,8 @@ def joined(world_size: int, device: str) -> Iterator[Ranks]:
         place = torch.device("cuda", local_rank)
         torch.cuda.set_device(place)
     on_gpu = place.type == "cuda"
+    if captured:
+        os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
     dist.init_process_group("nccl" if on_gpu else "gloo", device_id=place if on_gpu else None)
     yield Ranks(rank, world_size, place)
     # After an error there is no farewell: it could wait for ranks that will never come

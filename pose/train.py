@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(recipe: Recipe, out: Path, seed: int) -> int:
     from pose.distributed import joined
 
-    with joined(recipe.train.parallel.world_size, recipe.train.device) as ranks:
+    with joined(recipe.train.parallel.world_size, recipe.train.device, captured=recipe.train.graph) as ranks:
         return _train(recipe, out, seed, ranks)
 
 

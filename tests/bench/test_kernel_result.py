@@ -177,7 +177,9 @@ def test_what_pytest_benchmark_saves_is_read_back(tmp_path: Path) -> None:
         "no:cacheprovider",
     ]
     chosen = ["-k", "wing-forward_backward-float32-64x98x2-eager and not soft", "tests/benchmarks/test_losses.py"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # Beside other workers of xdist pytest-benchmark would measure nothing; this pytest has none
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment["OMP_NUM_THREADS"] = "1"
     run = subprocess.run([*command, *chosen], cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 0, run.stdout
     result = read_kernel_result(path)
