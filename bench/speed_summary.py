@@ -123,7 +123,11 @@ def headline(experiment: Experiment) -> str:
     gpu = machine(experiment)
     ratio = f"{fastest.variant} is {ratio_text(fastest.ratio)} times as fast as {experiment.baseline}"
     if gpu is None:
-        return f"Fastest: {ratio}." if base and fastest is not base and fastest.ratio else ""
+        if base is None or fastest is base or fastest.ratio is None:
+            return ""
+        if fastest.ratio.interval is not None and fastest.ratio.interval.low <= 1:
+            return f"No variant is measurably faster than {experiment.baseline}: {ratio}."
+        return f"Fastest: {ratio}."
     text = f"On {gpu}: {fastest.variant} {rate_text(fastest.speed.value)} images per second, batch {fastest.batch_size}"
     if base is not None and fastest is not base and fastest.ratio is not None:
         text += f"; {experiment.baseline} {rate_text(base.speed.value)}, batch {base.batch_size}; {ratio}"

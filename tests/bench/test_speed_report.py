@@ -18,7 +18,7 @@ from bench.experiment import read_experiment
 from bench.interval import Interval
 from bench.report import build, main
 from bench.result import Failure, Gauges, Milestone, SubsetMetrics, ThroughputResult, write_record
-from bench.speed_summary import scaling_rows, speed_cautions, speed_rows, time_rows
+from bench.speed_summary import headline, scaling_rows, speed_cautions, speed_rows, time_rows
 from pose.errors import InputError
 
 Maker = Callable[..., Path]
@@ -350,3 +350,17 @@ def test_a_failed_cold_trial_is_shown_with_its_variant_and_seed(times: Path) -> 
     write_record(Failure(kind="exception", message="broken"), folder / "failure.json")
     (failed,) = read_experiment(times).failures
     assert (failed.variant, failed.seed) == ("fast", 1)
+
+
+def test_a_variant_is_called_the_fastest_only_where_its_interval_says_so(make: Maker) -> None:
+    noisy = [
+        throughput_result(variant, repeat, speed, gpu=None)
+        for variant, both in {"loader": (1000, 1000), "other": (1500, 1000)}.items()
+        for repeat, speed in enumerate(both)
+    ]
+    wanted = "No variant is measurably faster than loader: other is 1.22"
+    assert headline(read_experiment(make(*noisy))).startswith(wanted)
+
+
+def test_a_variant_whose_interval_is_above_one_is_called_the_fastest(make: Maker) -> None:
+    assert headline(read_experiment(make(*two_variants(gpu=None)))).startswith("Fastest: fast is 3.06")
