@@ -58,7 +58,7 @@ def open_cache(folder: Path, faces: Faces, reach: float) -> RaggedImages:
     """The regions of `faces`, their pixels mapped from the file, every byte verified.
 
     reach: the longest side that crops will cover, in padded sides. Raises `InputError` for a cache that is missing,
-    damaged, of other faces, or made for smaller crops or by a later version.
+    damaged, of other faces or pictures, or made for smaller crops or by a later version.
     """
     manifest = _manifest(folder)
     wanted = {"faces": len(faces), "digest": faces.digest(), "padding": PADDING, "margin": MARGIN}
@@ -72,6 +72,10 @@ def open_cache(folder: Path, faces: Faces, reach: float) -> RaggedImages:
         raise InputError(
             f"{folder / MANIFEST}: made for crops of up to {manifest['reach']:.4g} padded sides, wanted {reach:.4g}; "
             "choose another folder or run pose.prepare"
+        )
+    if manifest["pictures_sha256"] != _pictures_digest(list(faces_by_picture(faces))):
+        raise InputError(
+            f"{folder / MANIFEST}: made from pictures of other names or sizes than those at hand; {_remedy(folder)}"
         )
     pixels, index = folder / PIXELS, folder / INDEX
     table = _index(index, manifest)
@@ -100,6 +104,8 @@ def build_cache(folder: Path, faces: Faces, reach: float, *, label: str, workers
     what it had; of two at once the second waits for the first. Raises `InputError` for pictures that cannot be read,
     one for all of them, and for a folder that cannot be written.
     """
+    if (folder / MANIFEST).exists():  # asked first: a finished cache may lie where nobody can write
+        return False
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder):
@@ -124,7 +130,7 @@ def _build(folder: Path, faces: Faces, reach: float, label: str, workers: int) -
         ],
         dtype=np.int64,
     )
-    made_from = hashlib.sha256(repr([(path.name, path.stat().st_size) for path in pictures]).encode()).hexdigest()
+    made_from = _pictures_digest(pictures)
     plan = hashlib.sha256(repr((VERSION, faces.digest(), reach, PADDING, MARGIN, made_from)).encode()).hexdigest()
     journal = _Journal(folder, plan, total=int(sizes.sum()))
     with journal, ThreadPoolExecutor(workers) as pool, progress(label, len(pictures)) as update:
@@ -172,6 +178,15 @@ def _build(folder: Path, faces: Faces, reach: float, label: str, workers: int) -
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
     (folder / JOURNAL).unlink(missing_ok=True)
     warn_of_outside(faces, cut_off, label)
+
+
+def _pictures_digest(pictures: list[Path]) -> str:
+    """Changes with the name of any picture and with its file's size."""
+    try:
+        described = [(path.name, path.stat().st_size) for path in pictures]
+    except OSError as error:
+        raise InputError(f"{error.filename}: {error.strerror or error}") from None
+    return hashlib.sha256(repr(described).encode()).hexdigest()
 
 
 def _boxes(
@@ -278,7 +293,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not the manifest of a crop cache; choose another folder")
     if manifest.get("version") != VERSION:
         raise InputError(f"{path}: version {manifest.get('version')!r}, this program reads version {VERSION}")
-    kinds: dict[str, Any] = {"bytes": int, "sha256": list, "index_sha256": str, "reach": float}
+    kinds: dict[str, Any] = {"bytes": int, "sha256": list, "index_sha256": str, "pictures_sha256": str, "reach": float}
     for key, kind in kinds.items():
         if not isinstance(manifest.get(key), kind):
             raise InputError(f"{path}: {key} is missing or no {kind.__name__}; {_remedy(folder)}")

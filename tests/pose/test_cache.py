@@ -142,6 +142,21 @@ def test_a_cache_that_cannot_be_trusted_is_refused_in_a_sentence(
     assert "\n" not in str(caught.value)
 
 
+def test_a_cache_of_pictures_that_were_replaced_is_refused(tmp_path: Path) -> None:
+    write_face_set(tmp_path / "set", train=3, test=1)
+    faces = load_wflw(tmp_path / "set", "train")
+    open_or_build(tmp_path / "caches", faces, REACH, "decoding")
+    Image.fromarray(np.array(read_image(faces.image[1]))[::-1]).save(faces.image[1], quality=60)
+    with pytest.raises(InputError, match="made from pictures of other names or sizes than those at hand; remove "):
+        open_or_build(tmp_path / "caches", faces, REACH, "decoding")
+
+
+def test_a_finished_cache_is_used_where_nobody_can_write(face_set: Path, made: Path) -> None:
+    (made / ".lock").unlink()
+    (made / ".lock").mkdir()  # as if it could not be opened for writing: root may write to any file
+    assert not build_cache(made, load_wflw(face_set, "train"), REACH, label="decoding")
+
+
 def test_another_set_has_another_place(face_set: Path, made: Path, tmp_path: Path) -> None:
     train, test = load_wflw(face_set, "train"), load_wflw(face_set, "test")
     with pytest.raises(InputError, match="made for other faces"):
