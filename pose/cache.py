@@ -7,7 +7,7 @@ A cache is a folder:
     manifest.json  what it was made from and for, and the SHA-256 of the other two; written last
 
 Without its manifest a cache does not exist. While it is built, `journal.jsonl` lists the pictures whose pixels are
-safely on the disk, so that a build that was killed goes on from there.
+safely on the disk, each with the SHA-256 of its regions, so that a build that was killed goes on from there.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from pose.regions import MARGIN, Box, cut, faces_by_picture, outside, region_box
 PIXELS, INDEX, MANIFEST, JOURNAL, LOCK = "pixels.u8", "index.npy", "manifest.json", "journal.jsonl", ".lock"
 FORMAT, VERSION = "wingbench crop cache", 1
 _PART = 2**26  # bytes that are hashed as one
-_BATCH = 64  # pictures between two entries of the journal: each waits for the disk
+_BATCH = 64  # pictures between two entries of the journal: each waits for the disk, while decoding goes on
 
 
 def cache_folder(root: Path, faces: Faces, reach: float) -> Path:
@@ -68,7 +69,7 @@ def open_cache(folder: Path, faces: Faces, reach: float) -> RaggedImages:
                 f"{folder / MANIFEST}: made for other faces or crops ({key} {manifest.get(key)!r}, wanted {value!r}); "
                 "choose another folder or run pose.prepare"
             )
-    if manifest["reach"] < reach:
+    if not manifest["reach"] >= reach:  # nor where it is NaN
         raise InputError(
             f"{folder / MANIFEST}: made for crops of up to {manifest['reach']:.4g} padded sides, wanted {reach:.4g}; "
             "choose another folder or run pose.prepare"
@@ -97,27 +98,26 @@ def open_cache(folder: Path, faces: Faces, reach: float) -> RaggedImages:
     return RaggedImages(mapped, at, tall, wide, torch.stack([left, top], dim=1), full)
 
 
-def build_cache(folder: Path, faces: Faces, reach: float, *, label: str, workers: int | None = None) -> bool:
-    """Make the cache of `faces` in `folder`; False if it was there already.
+def build_cache(folder: Path, faces: Faces, reach: float, *, label: str, workers: int | None = None) -> int | None:
+    """Make the cache of `faces` in `folder`; returns the bytes of pixels decoded for it, None if it was there already.
 
     workers: threads that decode (default: the CPUs this process may use). A build that was interrupted goes on from
     what it had; of two at once the second waits for the first. Raises `InputError` for pictures that cannot be read,
     one for all of them, and for a folder that cannot be written.
     """
     if (folder / MANIFEST).exists():  # asked first: a finished cache may lie where nobody can write
-        return False
+        return None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder):
             if (folder / MANIFEST).exists():
-                return False
-            _build(folder, faces, reach, label, workers or len(os.sched_getaffinity(0)))
+                return None
+            return _build(folder, faces, float(reach), label, workers or len(os.sched_getaffinity(0)))
     except OSError as error:
         raise InputError(f"cannot write the crop cache {folder}: {error.strerror or error}") from None
-    return True
 
 
-def _build(folder: Path, faces: Faces, reach: float, label: str, workers: int) -> None:
+def _build(folder: Path, faces: Faces, reach: float, label: str, workers: int) -> int:
     numbers = faces_by_picture(faces)
     pictures = list(numbers)
     boxes, widths, cut_off = _boxes(faces, numbers, reach, label, workers)
@@ -132,38 +132,40 @@ def _build(folder: Path, faces: Faces, reach: float, label: str, workers: int) -
     )
     made_from = _pictures_digest(pictures)
     plan = hashlib.sha256(repr((VERSION, faces.digest(), reach, PADDING, MARGIN, made_from)).encode()).hexdigest()
-    journal = _Journal(folder, plan, total=int(sizes.sum()))
-    with journal, ThreadPoolExecutor(workers) as pool, progress(label, len(pictures)) as update:
-        todo = [picture for picture in range(len(pictures)) if picture not in journal.done]
-        problems: list[str] = []
+    extents = [[(int(offsets[face]), int(sizes[face])) for face in numbers[path]] for path in pictures]
+    journal = _Journal(folder, plan, extents, workers)
+    with journal, _threads(workers) as pool, progress(label, len(pictures)) as update:
+        todo = [picture for picture in range(len(pictures)) if picture not in journal.safe]
 
-        def write(picture: int) -> str | None:
+        def write(picture: int) -> str | InputError:
             path = pictures[picture]
             try:
                 pixels = read_image(path)
-                for face in numbers[path]:
-                    region = cut(faces, face, pixels, reach)
-                    if region.pixels.size != sizes[face]:
-                        return f"{path}: its header promised another size"
-                    journal.write(region.pixels, int(offsets[face]))
+                regions = [cut(faces, face, pixels, reach).pixels for face in numbers[path]]
+                if [region.size for region in regions] != [size for _, size in extents[picture]]:
+                    raise InputError(f"{path}: its header promised another size")
             except InputError as error:
-                return str(error)
-            return None
+                return error
+            return journal.write(picture, regions)
 
-        for first in range(0, len(todo), _BATCH):
-            batch = todo[first : first + _BATCH]
-            problems += [problem for problem in pool.map(write, batch) if problem is not None]
-            if not problems:
-                journal.note(batch)
-            update(len(pictures) - len(todo) + first + len(batch))
-        if problems:
-            if len(problems) == 1:
-                raise InputError(problems[0])
-            refuse(label, problems)
+        problems: list[str] = []
+        written: dict[int, str] = {}
+        for picture, outcome in zip(todo, pool.map(write, todo), strict=True):
+            if isinstance(outcome, InputError):
+                problems.append(str(outcome))
+            else:
+                written[picture] = outcome
+            if len(written) == _BATCH:
+                journal.note(written)
+                written = {}
+            update(picture + 1)
+        journal.note(written)
+        _refuse_all(label, problems)
     _save_index(folder / INDEX, table)
     manifest = {
         "format": FORMAT,
         "version": VERSION,
+        "program": _program(),
         "faces": len(faces),
         "digest": faces.digest(),
         "padding": PADDING,
@@ -178,6 +180,7 @@ def _build(folder: Path, faces: Faces, reach: float, label: str, workers: int) -
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
     (folder / JOURNAL).unlink(missing_ok=True)
     warn_of_outside(faces, cut_off, label)
+    return sum(size for picture in todo for _, size in extents[picture])
 
 
 def _pictures_digest(pictures: list[Path]) -> str:
@@ -192,7 +195,10 @@ def _pictures_digest(pictures: list[Path]) -> str:
 def _boxes(
     faces: Faces, numbers: dict[Path, list[int]], reach: float, label: str, workers: int
 ) -> tuple[list[Box], list[int], list[int]]:
-    """Each face's region, its picture's width, and which faces reach out of theirs: from the headers alone."""
+    """Each face's region, its picture's width, and which faces reach out of theirs: from the headers alone.
+
+    Where a header is bad the other pictures are decoded, too, so that one error names all that are.
+    """
 
     def measure(path: Path) -> tuple[int, int, list[tuple[int, Box]]] | str:
         try:
@@ -201,46 +207,65 @@ def _boxes(
         except InputError as error:
             return str(error)
 
+    def broken(path: Path) -> str | None:
+        try:
+            read_image(path)
+        except InputError as error:
+            return str(error)
+        return None
+
     boxes: dict[int, Box] = {}
     widths: dict[int, int] = {}
-    problems, cut_off = [], []
-    with ThreadPoolExecutor(workers) as pool:
-        for outcome in pool.map(measure, numbers):
+    problems: dict[Path, str] = {}
+    cut_off = []
+    with _threads(workers) as pool:
+        for path, outcome in zip(numbers, pool.map(measure, numbers), strict=True):
             if isinstance(outcome, str):
-                problems.append(outcome)
+                problems[path] = outcome
                 continue
             width, height, found = outcome
             for number, box in found:
                 boxes[number], widths[number] = box, width
                 if outside(faces, number, width, height):
                     cut_off.append(number)
-    if problems:
-        if len(problems) == 1:
-            raise InputError(problems[0])
-        refuse(label, problems)
+        others = [path for path in numbers if path not in problems] if problems else []
+        with progress(label, len(others)) as update:
+            for done, (path, problem) in enumerate(zip(others, pool.map(broken, others), strict=True), start=1):
+                if problem is not None:
+                    problems[path] = problem
+                update(done)
+    _refuse_all(label, [problems[path] for path in numbers if path in problems])
     every = range(len(faces))
     return [boxes[n] for n in every], [widths[n] for n in every], cut_off
 
 
 @dataclass
 class _Journal:
-    """The pixels' file while it is filled, and what of it is safe. A journal of another plan is begun anew."""
+    """The pixels' file while it is filled, and which pictures' regions are safe in it, with their SHA-256.
+
+    extents: (offset, bytes) of each picture's regions. A journal of another plan is begun anew.
+    """
 
     folder: Path
     plan: str
-    total: int
+    extents: list[list[tuple[int, int]]]
+    workers: int
 
     def __enter__(self) -> _Journal:
-        self.done = self._read()
-        if not self.done:
+        noted = self._read()
+        if not noted:
             (self.folder / PIXELS).unlink(missing_ok=True)
-            write_atomically(self.folder / JOURNAL, json.dumps({"plan": self.plan}).encode() + b"\n")
         self._pixels = os.open(self.folder / PIXELS, os.O_RDWR | os.O_CREAT, 0o666)
-        self._entries = (self.folder / JOURNAL).open("a")
         try:
-            os.posix_fallocate(self._pixels, 0, self.total)  # a full disk is found now
-        except OSError:
-            self.__exit__()
+            with _threads(self.workers) as pool:
+                found = zip(noted.items(), pool.map(self._digest, noted), strict=True)
+                self.safe = {picture: digest for (picture, digest), now in found if digest == now}
+            os.posix_fallocate(self._pixels, 0, self._total)  # a full disk is found now
+            lines = [{"plan": self.plan}, _entry(self.safe)]  # without the half line that a crash may have left
+            write_atomically(self.folder / JOURNAL, "".join(json.dumps(line) + "\n" for line in lines).encode())
+            self._entries = (self.folder / JOURNAL).open("a")
+        except BaseException:
+            os.close(self._pixels)
             raise
         return self
 
@@ -248,27 +273,71 @@ class _Journal:
         os.close(self._pixels)
         self._entries.close()
 
-    def write(self, pixels: np.ndarray, offset: int) -> None:
-        content = memoryview(pixels.tobytes())
-        while content:
-            written = os.pwrite(self._pixels, content, offset)
-            content, offset = content[written:], offset + written
+    def write(self, picture: int, regions: Sequence[np.ndarray]) -> str:
+        """Write a picture's regions to their places; returns their SHA-256."""
+        hasher = hashlib.sha256()
+        for (offset, _), region in zip(self.extents[picture], regions, strict=True):
+            content = region.reshape(-1).data
+            hasher.update(content)
+            while content:
+                written = os.pwrite(self._pixels, content, offset)
+                content, offset = content[written:], offset + written
+        return hasher.hexdigest()
 
-    def note(self, pictures: list[int]) -> None:
+    def note(self, written: dict[int, str]) -> None:
+        """Put what was written on the disk, and then say that it is there."""
         os.fsync(self._pixels)
-        self._entries.write(json.dumps(pictures) + "\n")
+        self._entries.write(json.dumps(_entry(written)) + "\n")
         self._entries.flush()
         os.fsync(self._entries.fileno())
 
-    def _read(self) -> set[int]:
-        done: set[int] = set()
-        with suppress(OSError, ValueError, AttributeError, TypeError):
+    @property
+    def _total(self) -> int:
+        return sum(size for extent in self.extents for _, size in extent)
+
+    def _read(self) -> dict[int, str]:
+        noted: dict[int, str] = {}
+        with suppress(OSError, ValueError, LookupError, AttributeError, TypeError):
             lines = (self.folder / JOURNAL).read_text().splitlines()
-            if (self.folder / PIXELS).stat().st_size != self.total or json.loads(lines[0])["plan"] != self.plan:
-                return set()
-            for line in lines[1:]:
-                done.update(json.loads(line))  # the last one may be half there: what it lists is written again
-        return done
+            if (self.folder / PIXELS).stat().st_size != self._total or json.loads(lines[0])["plan"] != self.plan:
+                return {}
+            for line in lines[1:]:  # the last one may be half there: what it lists is written again
+                noted |= {picture: digest for picture, digest in json.loads(line) if self.extents[picture]}
+        return noted
+
+    def _digest(self, picture: int) -> str:
+        hasher = hashlib.sha256()
+        for offset, size in self.extents[picture]:
+            hasher.update(os.pread(self._pixels, size, offset))
+        return hasher.hexdigest()
+
+
+def _entry(pictures: dict[int, str]) -> list[tuple[int, str]]:
+    return sorted(pictures.items())
+
+
+def _program() -> str:
+    try:
+        return version("wingbench")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "unknown"
+
+
+def _refuse_all(label: str, problems: Sequence[str]) -> None:
+    if len(problems) == 1:
+        raise InputError(problems[0])
+    if problems:
+        refuse(label, problems)
+
+
+@contextmanager
+def _threads(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that an error or Ctrl-C ends after what they are at, not after all that was asked of them."""
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
@@ -292,7 +361,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise InputError(f"{path}: not the manifest of a crop cache; choose another folder")
     if manifest.get("version") != VERSION:
-        raise InputError(f"{path}: version {manifest.get('version')!r}, this program reads version {VERSION}")
+        raise InputError(
+            f"{path}: version {manifest.get('version')!r}, this program reads version {VERSION}; choose another folder"
+        )
     kinds: dict[str, Any] = {"bytes": int, "sha256": list, "index_sha256": str, "pictures_sha256": str, "reach": float}
     for key, kind in kinds.items():
         if not isinstance(manifest.get(key), kind):

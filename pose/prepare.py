@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--split", choices=("train", "test", "both"), default="both", help="default: both")
     parser.add_argument("--scale", type=float, help="of the training crops (default: the recipe's, or 0.25)")
     parser.add_argument("--workers", type=int, help="threads that decode (default: one for each CPU)")
-    parser.add_argument("--check", action="store_true", help="make nothing: verify every byte of what is there")
+    parser.add_argument("--check", action="store_true", help="make no cache: verify every byte of what is there")
     parser.add_argument(
         "--set",
         action="append",
@@ -51,14 +51,14 @@ def _run(options: argparse.Namespace) -> int:
         reach = training_reach(scale) if split == "train" else 1.0
         folder = cache_folder(root, faces, reach)
         begun = time.perf_counter()
-        made = not options.check and build_cache(
-            folder, faces, reach, label=f"decoding {split} faces", workers=options.workers
-        )
+        decoded = None
+        if not options.check:
+            decoded = build_cache(folder, faces, reach, label=f"decoding {split} faces", workers=options.workers)
         seconds = time.perf_counter() - begun
         size = open_cache(folder, faces, reach).pixels.numel() / 1e9
         what = f"{split}: {len(faces)} faces, {size:.3f} GB"
-        if made:
-            print(f"{what}, made in {seconds:.1f} s: {folder}")
+        if decoded is not None:
+            print(f"{what}, made in {seconds:.1f} s ({decoded / 1e6 / seconds:.0f} MB/s): {folder}")
         else:
             print(f"{what}, {'every byte as it should be' if options.check else 'there already'}: {folder}")
     return 0
@@ -87,11 +87,11 @@ def _asked(options: argparse.Namespace) -> tuple[Path, float, dict[str, Faces]]:
 
 def _of_recipe(path: Path, settings: list[str]) -> tuple[Any, str, float]:
     """The data, cache folder and scale of a recipe; an experiment's variants share the data, and it is its base's."""
-    from pose.recipe import Recipe, validate
+    from pose.recipe import OF_EXPERIMENTS, Recipe, validate
     from pose.yaml_layers import read_layers
 
     layers = read_layers(path, settings)
-    kept = {key: value for key, value in layers.values.items() if key in Recipe.model_fields}
+    kept = {key: value for key, value in layers.values.items() if key not in OF_EXPERIMENTS}
     recipe = validate(Recipe, kept, layers)
     return recipe.data, recipe.input.cache, recipe.train.augment.scale
 

@@ -21,6 +21,8 @@ Precision = Literal["fp64", "fp32", "tf32", "bf16", "fp16"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
+# What an experiment's file holds beside a recipe's keys; `bench.config` says what they mean
+OF_EXPERIMENTS = {"variants", "baseline", "seeds", "gates", "measure", "throughput", "time_to_nme", "trials"}
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"  # names folders
 
 
@@ -235,8 +237,7 @@ def load_recipe(path: Path | str, settings: Sequence[str] = ()) -> Recipe:
     Raises `InputError` naming the file, line and key of everything that is wrong.
     """
     layers = read_layers(path, settings)
-    of_experiments = {"variants", "baseline", "seeds", "gates", "measure", "throughput", "time_to_nme"}
-    extra = sorted(of_experiments & layers.values.keys())
+    extra = sorted(OF_EXPERIMENTS & layers.values.keys())
     if extra:
         raise InputError(
             f"{layers.origin((extra[0],))}: {extra[0]}: this is an experiment; run it with python -m bench.run"

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from conftest import tiny_recipe, write_yaml
 
-from bench.config import load_experiment
+from bench.config import Experiment, load_experiment
 from bench.plan import plan
 from pose.errors import InputError
+from pose.recipe import OF_EXPERIMENTS, Recipe
 
 
 def experiment(folder: Path, **top: Any) -> Path:
@@ -98,3 +99,7 @@ def test_a_wrong_experiment_is_answered_in_one_sentence(tmp_path: Path, top: dic
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_recipes_know_which_keys_are_an_experiments() -> None:
+    assert set(Experiment.model_fields) - set(Recipe.model_fields) | {"trials"} == OF_EXPERIMENTS

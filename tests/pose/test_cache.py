@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -25,7 +26,7 @@ from pose.data.images import image_size, read_image
 from pose.data.wflw import load_wflw
 from pose.errors import InputError
 from pose.geometry import PADDING, crop_matrix, mirrored_center
-from pose.loader import fits
+from pose.loader import MemoryLoader, fits
 from pose.regions import decode_all, ragged, training_reach
 
 REACH = training_reach(0.25)
@@ -123,11 +124,12 @@ def _region_outside(path: Path) -> None:
         (MANIFEST, Path.unlink, "holds no finished crop cache; run pose.prepare"),
         (MANIFEST, _cut, "not JSON"),
         (MANIFEST, lambda path: path.write_text("[]"), "not the manifest of a crop cache"),
-        (MANIFEST, _say(version=2), "version 2, this program reads version 1"),
+        (MANIFEST, _say(version=2), "version 2, this program reads version 1; choose another folder"),
         (MANIFEST, _say(bytes="many"), "bytes is missing or no int"),
         (MANIFEST, _say(digest="0123"), "made for other faces or crops (digest '0123'"),
         (MANIFEST, _say(margin=0), "made for other faces or crops (margin 0"),
         (MANIFEST, _say(reach=1.5), "made for crops of up to 1.5 padded sides, wanted 1.768"),
+        (MANIFEST, _say(reach=float("nan")), "made for crops of up to nan padded sides"),
     ],
 )
 def test_a_cache_that_cannot_be_trusted_is_refused_in_a_sentence(
@@ -169,15 +171,17 @@ def test_every_bad_picture_is_named_and_no_cache_is_left(tmp_path: Path) -> None
     faces = load_wflw(tmp_path / "set", "train")
     faces.image[1].write_bytes(faces.image[1].read_bytes()[:-400])  # its header is whole
     faces.image[3].write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"train_3\.jpg: not a readable image"):
-        build_cache(tmp_path / "cache", faces, REACH, label="decoding")
-    faces.image[3].write_bytes(faces.image[2].read_bytes())
-    faces.image[4].write_bytes(faces.image[4].read_bytes()[:-400])
+    faces.image[4].unlink()
     with pytest.raises(InputError) as caught:
         build_cache(tmp_path / "cache", faces, REACH, label="decoding")
-    assert "decoding: 2 problems" in str(caught.value)
-    assert "train_1.jpg" in str(caught.value)
-    assert "train_4.jpg" in str(caught.value)
+    first, *problems = str(caught.value).splitlines()
+    assert first == "decoding: 3 problems"
+    for name, problem in zip(("train_1.jpg", "train_3.jpg", "train_4.jpg"), problems, strict=True):
+        assert name in problem
+    for face in (3, 4):
+        faces.image[face].write_bytes(faces.image[2].read_bytes())
+    with pytest.raises(InputError, match=r"^\S*train_1\.jpg: not a readable image"):
+        build_cache(tmp_path / "cache", faces, REACH, label="decoding")
     with pytest.raises(InputError, match="holds no finished crop cache"):
         open_cache(tmp_path / "cache", faces, REACH)
 
@@ -210,7 +214,7 @@ def test_a_build_that_was_killed_goes_on_and_ends_with_the_same_bytes(
 ) -> None:
     faces, folder, moments = load_wflw(face_set, "train"), tmp_path / "killed", random.Random(0)
     safe = 0
-    for _ in range(3):
+    for _ in range(4):
         process = builder(face_set, folder, delay=0.3)
         time.sleep(moments.uniform(0.2, 0.5))
         process.send_signal(signal.SIGKILL)
@@ -218,17 +222,54 @@ def test_a_build_that_was_killed_goes_on_and_ends_with_the_same_bytes(
         assert not (folder / MANIFEST).exists()
         with pytest.raises(InputError, match="holds no finished crop cache"):
             open_cache(folder, faces, REACH)
-        lines = (folder / JOURNAL).read_text().splitlines() if (folder / JOURNAL).exists() else []
-        assert len(lines) >= safe  # nothing that was safe is begun anew
-        safe = len(lines)
-    if safe:
-        with (folder / JOURNAL).open("a") as journal:
-            journal.write("[4, ")  # half an entry, as a crash leaves it
-    decoded = []
-    monkeypatch.setattr("pose.cache.read_image", lambda path: (decoded.append(path), read_image(path))[1])
-    assert build_cache(folder, faces, REACH, label="decoding")
+        assert len(noted(folder)) >= safe  # nothing that was safe is begun anew
+        safe = len(noted(folder))
+    decoded = decodes(monkeypatch)
+    build_cache(folder, faces, REACH, label="decoding")
     assert contents(folder) == contents(made)
-    assert len(decoded) == 12 - 2 * max(0, safe - 1)  # two pictures an entry, after the plan's line
+    assert len(decoded) == 12 - safe
+
+
+def noted(folder: Path) -> set[int]:
+    """The pictures that the journal says are safe."""
+    lines = (folder / JOURNAL).read_text().splitlines() if (folder / JOURNAL).exists() else []
+    return {picture for line in lines[1:] for picture, _ in json.loads(line)}
+
+
+def decodes(monkeypatch: pytest.MonkeyPatch, room: int = 12) -> list[str]:
+    """The names of the pictures that builds decode from now on; the disk is full when they were more than `room`."""
+    names: list[str] = []
+
+    def read(path: Path) -> np.ndarray:
+        if len(names) == room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        names.append(path.name)
+        return read_image(path)
+
+    monkeypatch.setattr("pose.cache.read_image", read)
+    return names
+
+
+def test_what_a_crash_left_half_written_or_damaged_is_decoded_again_and_the_rest_is_not(
+    face_set: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faces, folder = load_wflw(face_set, "train"), tmp_path / "crashed"
+    monkeypatch.setattr("pose.cache._BATCH", 2)
+    for room, safe in ((4, 4), (4, 8)):
+        decodes(monkeypatch, room)
+        with pytest.raises(InputError, match="No space left on device"):
+            build_cache(folder, faces, REACH, label="decoding", workers=1)
+        assert len(noted(folder)) == safe
+        with (folder / JOURNAL).open("a") as journal:
+            journal.write('[[9, "')
+    with (folder / PIXELS).open("r+b") as pixels:  # the first picture's
+        byte = pixels.read(1)[0]
+        pixels.seek(0)
+        pixels.write(bytes([byte ^ 1]))
+    decoded = decodes(monkeypatch)
+    build_cache(folder, faces, REACH, label="decoding", workers=1)
+    assert decoded == [faces.image[face].name for face in (0, 8, 9, 10, 11)]
+    assert contents(folder) == contents(made)
 
 
 def test_a_journal_of_other_pictures_is_not_believed(tmp_path: Path, made: Path, face_set: Path) -> None:
@@ -267,6 +308,34 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_cache(face_set: Path, tmp_pat
         assert not (small / "cache" / MANIFEST).exists()
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(face_set: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"^cannot write the crop cache \S*file/cache: Not a directory$"):
+        build_cache(tmp_path / "file" / "cache", load_wflw(face_set, "train"), REACH, label="decoding")
+
+
+def test_pixels_that_a_gpu_has_no_room_for_stay_in_the_map_and_travel_batch_by_batch(
+    face_set: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = open_cache(made, load_wflw(face_set, "train"), REACH)
+    free = 2 * images.pixels.numel() - 1
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, 10 * free))
+    with pytest.warns(UserWarning, match="too many for the GPU") as said:
+        loader = MemoryLoader(images, 3, torch.device("cuda"), mapped=True)
+    assert f"{images.pixels.numel() / 1e9:.2f} GB" in str(said[0].message)
+    assert str(said[0].message).endswith("they stay in the memory map")
+    assert not loader.resident
+    assert loader.images.pixels.data_ptr() == images.pixels.data_ptr()
+    (batch,) = loader.batches([np.array([7, 2])])
+    assert batch.index.tolist() == [0, 1]
+    for face, at in ((7, 0), (2, 1)):
+        assert torch.equal(batch.images.origin[at], images.origin[face])
+        count = int(3 * images.height[face] * images.width[face])
+        there, here = int(images.offset[face]), int(batch.images.offset[at])
+        assert torch.equal(batch.images.pixels[here : here + count], images.pixels[there : there + count])
+    assert len(batch.images.pixels) == sum(int(3 * images.height[face] * images.width[face]) for face in (7, 2))
 
 
 def test_half_of_a_gpus_free_memory_is_left_to_training() -> None:
