@@ -3,7 +3,7 @@
 Needs torch alone; the fused kernels need triton.
 """
 
-from kernels.crop import RaggedImages, crop_faces
+from kernels.crop import crop_faces
 from kernels.losses import (
     adaptive_wing_loss,
     adaptive_wing_loss_and_grad,
@@ -15,7 +15,9 @@ from kernels.losses import (
     wing_loss_and_grad,
 )
 from kernels.modules import AdaptiveWingLoss, SmoothL1Loss, SoftWingLoss, WingLoss
-from kernels.sample import FaceColumns, Sampled, Sampling, sample_faces
+from kernels.ragged import RaggedImages
+from kernels.sample import sample_faces
+from kernels.sampling import FaceColumns, Sampled, Sampling
 
 __all__ = [
     "AdaptiveWingLoss",

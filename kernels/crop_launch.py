@@ -13,7 +13,7 @@ from kernels.crop_kernel import crop_kernel, tables_kernel
 from kernels.loss_launch import INTERPRETED, on_device
 
 if TYPE_CHECKING:
-    from kernels.crop import RaggedImages
+    from kernels.ragged import RaggedImages
 
 # Rows and columns of a tile. A turned crop's tile should touch a compact piece of the image, which the nearest cache
 # holds, not a long diagonal. The interpreter takes time by the tile, whatever its size

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from kernels.crop import RaggedImages
+    from kernels.ragged import RaggedImages
 
 MEAN = (0.485, 0.456, 0.406)  # RGB, of values in 0 to 1: ImageNet's, as published
 STD = (0.229, 0.224, 0.225)

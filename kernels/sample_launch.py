@@ -12,7 +12,7 @@ from kernels.loss_launch import on_device
 from kernels.sample_kernel import sample_kernel
 
 if TYPE_CHECKING:
-    from kernels.sample import FaceColumns, Sampling
+    from kernels.sampling import FaceColumns, Sampling
 
 
 def launch_sample(

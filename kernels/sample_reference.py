@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from kernels.sample import FaceColumns, Sampling
+    from kernels.sampling import FaceColumns, Sampling
 
 WORD = 2**32
 MASK = WORD - 1
