@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from pose.distributed import Ranks
 
-_AHEAD = 4  # batches that each worker makes ahead (`prefetch_factor` in pose.loader)
 _SHORTEST = 0.05  # seconds of a window of input alone: a batch made on the device takes some tenths of a millisecond
 _MOST = 200  # times `window_steps` that such a window may have for it
 
@@ -70,7 +69,9 @@ class Plan:
 
 def plan_of(recipe: Recipe, options: ThroughputOptions) -> Plan:
     """The plan of a trial of `recipe`."""
-    ahead = _AHEAD * recipe.input.workers if recipe.input.images == "disk" else 0
+    from pose.loader import PREFETCH
+
+    ahead = PREFETCH * recipe.input.workers if recipe.input.images == "disk" else 0
     return Plan(options, ahead, free=recipe.input.sampling == "device")
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels import crop_reference as reference
-from kernels.losses import triton_problem
+from kernels.arguments import check_tensors, takes_triton
 from kernels.ragged import RaggedImages
 
 _MAX_SIZE = 2**14  # pixels of a crop: what it holds is counted in 32 bits
@@ -39,12 +39,9 @@ def crop_faces(
     Raises TypeError or ValueError for wrong arguments, IndexError for an index out of range (checked on a CPU only).
     """
     _check(images, index, matrix, flip, size, mode, channels, dtype, normalize, impl)
-    fused = impl == "triton" or (impl == "auto" and index.is_cuda)  # asked first: Triton takes a second to import
-    problem = triton_problem(index.device) if fused else None
-    if impl == "triton" and problem is not None:
-        raise RuntimeError(problem)
+    fused = takes_triton(impl, index.device)
     out = reference.empty(len(index), channels, size, dtype, index.device)
-    if fused and problem is None:
+    if fused:
         from kernels.crop_launch import launch_crop
 
         launch_crop(images, index, matrix, flip, out, size, mode, normalize)
@@ -81,7 +78,7 @@ def _check(
     if count and not regions:
         raise ValueError("images holds no region; wanted at least one")
     pixel = torch.int32 if images.pixels.dtype == torch.int32 else torch.uint8
-    wanted: dict[str, tuple[Tensor, torch.dtype, tuple[int, ...]]] = {
+    wanted = {
         "index": (index, torch.int64, (count,)),
         "matrix": (matrix, torch.float64, (count, 2, 3)),
         "flip": (flip, torch.bool, (count,)),
@@ -92,13 +89,7 @@ def _check(
         "images.origin": (images.origin, torch.int64, (regions, 2)),
         "images.full_width": (images.full_width, torch.int64, (regions,)),
     }
-    for name, (tensor, of, shape) in wanted.items():
-        if tensor.dtype != of:
-            raise TypeError(f"{name} is {tensor.dtype}; wanted {of}")
-        if tensor.shape != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; wanted {shape}")
-        if tensor.device != index.device:
-            raise ValueError(f"{name} is on {tensor.device}, index on {index.device}; wanted one device")
+    check_tensors(wanted)
     if not images.pixels.is_contiguous():
         raise ValueError(f"images.pixels has stride {images.pixels.stride(0)}; wanted elements without gaps")
     if index.is_cpu and count:  # on another device the answer would have to be waited for
@@ -106,8 +97,7 @@ def _check(
             raise IndexError(f"index holds {int(index.min())} to {int(index.max())}; wanted 0 to {regions - 1}")
         if not matrix.isfinite().all():
             raise ValueError("matrix holds a value that is not finite")
-        elements = 1 if pixel == torch.int32 else 3
-        end = (images.offset + elements * images.height * images.width)[index]
+        end = (images.offset + images.elements * images.height * images.width)[index]
         if images.offset[index].min() < 0 or end.max() > images.pixels.numel():
             raise ValueError(f"a region lies outside images.pixels, which holds {images.pixels.numel()} elements")
         for name, side in (("height", images.height), ("full_width", images.full_width)):

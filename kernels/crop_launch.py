@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 # holds, not a long diagonal. The interpreter takes time by the tile, whatever its size
 _ROWS, _COLUMNS = (256, 256) if INTERPRETED else (16, 32)
 _WARPS = 4
-_SCALE = tuple(1 / (255 * std) for std in reference.STD)
-_SHIFT = tuple(mean / std for mean, std in zip(reference.MEAN, reference.STD, strict=True))
 
 
 def launch_crop(
@@ -104,8 +102,8 @@ def constants(
         "EXACT": exact,
         "NORMALIZE": normalize,
         "INTEGER": dtype == torch.uint8,
-        "SCALE": _SCALE,
-        "SHIFT": _SHIFT,
+        "SCALE": reference.SCALE,
+        "SHIFT": reference.SHIFT,
         "num_warps": _WARPS,
     }
 

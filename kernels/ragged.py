@@ -28,6 +28,11 @@ class RaggedImages(NamedTuple):
     origin: Tensor
     full_width: Tensor
 
+    @property
+    def elements(self) -> int:
+        """How many elements of `pixels` a pixel is."""
+        return 1 if self.pixels.dtype == torch.int32 else 3
+
     @classmethod
     def from_images(cls, images: Sequence[Tensor]) -> RaggedImages:
         """Whole images, each (H, W, 3) uint8 and on one device. Raises TypeError or ValueError for anything else."""

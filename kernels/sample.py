@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels import sample_reference as reference
-from kernels.losses import triton_problem
+from kernels.arguments import check_tensors, takes_triton
 from kernels.sampling import FaceColumns, Sampled, Sampling
 
 
@@ -34,11 +34,7 @@ def sample_faces(
     epoch, number and flip_index are looked at on a CPU only: elsewhere the nearest row or point is taken.
     """
     _check(faces, number, epoch, seed, flip_index, quantiles, size, impl)
-    fused = impl == "triton" or (impl == "auto" and number.is_cuda)  # asked first: Triton takes a second to import
-    problem = triton_problem(number.device) if fused else None
-    if impl == "triton" and problem is not None:
-        raise RuntimeError(problem)
-    if fused and problem is None:
+    if takes_triton(impl, number.device):
         from kernels.sample_launch import launch_sample
 
         return Sampled(*launch_sample(faces, number, epoch, seed, sampling, flip_index, quantiles, size))
@@ -67,7 +63,7 @@ def _check(
             "wanted (N, K, 2) and (M,), K at least 1 and M at least 2"
         )
     count, landmarks = faces.points.shape[:2]
-    wanted: dict[str, tuple[Tensor, torch.dtype, tuple[int, ...]]] = {
+    wanted = {
         "number": (number, torch.int64, (number.numel(),)),
         "epoch": (epoch, torch.int64, ()),
         "faces.points": (faces.points, torch.float32, (count, landmarks, 2)),
@@ -77,13 +73,7 @@ def _check(
         "flip_index": (flip_index, torch.int64, (landmarks,)),
         "quantiles": (quantiles, torch.float64, tuple(quantiles.shape)),
     }
-    for name, (tensor, dtype, shape) in wanted.items():
-        if tensor.dtype != dtype:
-            raise TypeError(f"{name} is {tensor.dtype}; wanted {dtype}")
-        if tensor.shape != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; wanted {shape}")
-        if tensor.device != number.device:
-            raise ValueError(f"{name} is on {tensor.device}, number on {number.device}; wanted one device")
+    check_tensors(wanted)
     if len(number) and not count:
         raise ValueError("faces holds no face; wanted at least one")
     if not number.is_cpu:  # the answers would have to be waited for

@@ -31,7 +31,7 @@ import torch
 from kernels import RaggedImages
 from pose.data.faces import Faces
 from pose.data.images import image_size, read_image
-from pose.errors import InputError, refuse
+from pose.errors import InputError, refuse_any
 from pose.files import write_atomically
 from pose.geometry import PADDING
 from pose.progress import progress
@@ -160,7 +160,7 @@ def _build(folder: Path, faces: Faces, reach: float, label: str, workers: int) -
                 written = {}
             update(picture + 1)
         journal.note(written)
-        _refuse_all(label, problems)
+        refuse_any(label, problems)
     _save_index(folder / INDEX, table)
     manifest = {
         "format": FORMAT,
@@ -234,7 +234,7 @@ def _boxes(
                 if problem is not None:
                     problems[path] = problem
                 update(done)
-    _refuse_all(label, [problems[path] for path in numbers if path in problems])
+    refuse_any(label, [problems[path] for path in numbers if path in problems])
     every = range(len(faces))
     return [boxes[n] for n in every], [widths[n] for n in every], cut_off
 
@@ -321,13 +321,6 @@ def _program() -> str:
         return version("wingbench")
     except PackageNotFoundError:  # run from a checkout that was never installed
         return "unknown"
-
-
-def _refuse_all(label: str, problems: Sequence[str]) -> None:
-    if len(problems) == 1:
-        raise InputError(problems[0])
-    if problems:
-        refuse(label, problems)
 
 
 @contextmanager

@@ -30,6 +30,14 @@ def refuse(title: str, problems: Sequence[str], shown: int = 20) -> NoReturn:
     raise InputError("\n".join(lines))
 
 
+def refuse_any(title: str, problems: Sequence[str]) -> None:
+    """Raise one `InputError` for `problems`, if there are any, each of which says itself where it is."""
+    if len(problems) == 1:
+        raise InputError(problems[0])
+    if problems:
+        refuse(title, problems)
+
+
 def run_command(main: Callable[[], int]) -> NoReturn:
     """Run a command's `main` and exit with its code.
 

@@ -17,6 +17,7 @@ from pose.distributed import Ranks
 from pose.errors import InputError
 from pose.geometry import PADDING
 from pose.inputs import TrainingBatch, normalised_batch, training_batch
+from pose.landmarks import NUM_LANDMARKS
 from pose.loader import DiskLoader, MemoryLoader, open_loader, worker_batches
 from pose.order import BatchOrder
 from pose.precision import parameter_dtype, pixel_dtype
@@ -231,6 +232,6 @@ def resident_batch(share: int, recipe: Recipe, device: torch.device) -> Training
     dtype = parameter_dtype(precision)
     return TrainingBatch(
         pixels.contiguous(memory_format=torch.channels_last),
-        noise(share, 98, 2, dtype=dtype),
-        torch.ones(share, 98, 2, dtype=dtype, device=device),
+        noise(share, NUM_LANDMARKS, 2, dtype=dtype),
+        torch.ones(share, NUM_LANDMARKS, 2, dtype=dtype, device=device),
     )

@@ -25,6 +25,7 @@ from pose.placement import place
 from pose.recipe import Augment, Input
 from pose.regions import Region, cut, decode_all, ragged
 
+PREFETCH = 4  # batches that each worker makes ahead
 _UPLOAD = 2**26  # bytes that travel to a GPU at once, through pinned memory
 
 
@@ -80,7 +81,7 @@ class MemoryLoader:
             )
         if device.type == "cuda" and self.resident:
             images = _uploaded(images, device)
-        # The reference reads bytes, so that a map on the CPU is left as it is
+        # A map that the GPU has no room for stays one: packing would read all of it into memory
         self.images = images.packed() if pixel_bytes == 4 and (self.resident or not mapped) else images
 
     def batches(self, orders: Iterable[np.ndarray]) -> Iterator[PixelBatch]:
@@ -96,8 +97,6 @@ class MemoryLoader:
 class DiskLoader:
     """Regions decoded when a batch needs them, by `workers` processes ahead of time (0: by this one)."""
 
-    resident = False
-
     def __init__(self, faces: Faces, reach: float, workers: int, device: torch.device) -> None:
         self.faces = faces
         self.reach = reach
@@ -108,7 +107,7 @@ class DiskLoader:
         """The pixels of each group of face numbers, in turn."""
         groups, ahead = tee(orders)  # the loader is a few batches ahead
         load = partial(_load, _Regions(self.faces, self.reach), (group.tolist() for group in ahead))
-        for group, images in zip(groups, load(_collate, self.workers, self.pinned), strict=False):
+        for group, images in zip(groups, load(_collate, self.workers, self.pinned), strict=True):
             yield PixelBatch(images, torch.arange(len(group)), group, images.full_width)
 
 
@@ -195,7 +194,7 @@ def _load(
         collate_fn=collate,
         worker_init_fn=_begin_worker,
         pin_memory=pinned,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=PREFETCH if workers else None,
     )
     for batch in loader:
         if isinstance(batch, str):
@@ -237,7 +236,7 @@ def _uploaded(images: RaggedImages, device: torch.device) -> RaggedImages:
 
 def _select(images: RaggedImages, index: Tensor) -> RaggedImages:
     """The regions at `index` in a buffer of their own."""
-    size = (images.height * images.width * (1 if images.pixels.dtype == torch.int32 else 3))[index]
+    size = (images.height * images.width * images.elements)[index]
     parts = [images.pixels[first : first + count] for first, count in zip(images.offset[index], size, strict=True)]
     return RaggedImages(
         pixels=torch.cat(parts),

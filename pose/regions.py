@@ -19,7 +19,7 @@ import torch
 from kernels import RaggedImages
 from pose.data.faces import Faces
 from pose.data.images import read_image
-from pose.errors import InputError, refuse
+from pose.errors import InputError, refuse_any
 from pose.geometry import PADDING
 from pose.progress import progress
 
@@ -125,10 +125,7 @@ def decode_all(faces: Faces, reach: float, label: str) -> list[Region]:
             else:
                 regions.update(outcome)
             update(done)
-    if problems:
-        if len(problems) == 1:
-            raise InputError(problems[0])
-        refuse(label, problems)
+    refuse_any(label, problems)
     warn_of_outside(faces, cut_off, label)
     return [regions[number] for number in range(len(faces))]
 

@@ -67,7 +67,7 @@ class Stepper:
             self.learner.resume(saved)
         self._feed = open_feed(recipe, faces, seed, self.order, ranks, self.steps if last is None else last)
         self._replay: Callable[[], Tensor] | None = None
-        self._resident: tuple[TrainingBatch, Callable[[], Tensor]] | None = None
+        self._on_resident: Callable[[], Tensor] | None = None
 
     @property
     def network(self) -> DeepPose:
@@ -113,7 +113,7 @@ class Stepper:
 
     def on_resident(self) -> Tensor:
         """A step on a batch of noise that lies on the device: what `run` costs without its input."""
-        if self._resident is None:
+        if self._on_resident is None:
             batch = resident_batch(
                 len(range(self.batch_size)[self.ranks.shard(self.batch_size)]), self.recipe, self.device
             )
@@ -121,8 +121,8 @@ class Stepper:
             def body() -> Tensor:
                 return self.learner.learn(batch, self.batch_size)
 
-            self._resident = batch, body if self._recorder is None else self._captured(body)
-        return self._resident[1]()
+            self._on_resident = body if self._recorder is None else self._captured(body)
+        return self._on_resident()
 
     def rate(self, step: int) -> float:
         """The learning rate of step `step`."""

@@ -23,7 +23,7 @@ from pose.errors import InputError
 from pose.files import link, remove_leftovers, write_atomically
 from pose.model import DeepPose
 from pose.recipe import Recipe
-from pose.stepper import Stepper, refuse_impossible, total_steps
+from pose.stepper import Stepper, total_steps
 from pose.stop import stop_requests
 
 LAST = "checkpoint.pt"
@@ -117,7 +117,6 @@ def train(
     if not ranks.main:
         say, on_look = _nothing, _nothing
     digest = faces.digest()
-    refuse_impossible(recipe, ranks, faces=len(faces))
     steps = total_steps(config, len(faces))
     if ranks.main:
         for name in (LAST, BEST, CURVE):
