@@ -53,20 +53,19 @@ def with_crops(recipe: Recipe, trial_folder: Path, shared: str | None) -> Recipe
     return recipe.model_copy(update={"input": recipe.input.model_copy(update={"cache": str(crops)})})
 
 
-def note_filled(trial: Trial, out: Path) -> None:
-    """Say that a cold trial has come to its end."""
-    if trial.caches == "cold":
-        (_folder(trial, out) / _FILLED).touch()
+def note_filled(shared: str, out: Path) -> None:
+    """Say that the cold trial of the caches called `shared` has come to its end."""
+    (out / CACHES / shared / _FILLED).touch()
 
 
-def filled(trial: Trial, out: Path) -> bool:
-    """Whether the trial's caches hold what its cold trial left there."""
-    return (_folder(trial, out) / _FILLED).exists()
+def filled(shared: str | None, out: Path) -> bool:
+    """Whether the caches called `shared` hold what their cold trial left there."""
+    return shared is not None and (out / CACHES / shared / _FILLED).exists()
 
 
 def wanted_again(trial: Trial, trials: Sequence[Trial], out: Path) -> bool:
     """Whether a cold trial that is done has to run again: its warm one is still to come and the caches are gone."""
-    if trial.caches != "cold" or filled(trial, out):
+    if trial.caches != "cold" or filled(trial.shared, out):
         return False
     return any(
         other.shared == trial.shared and other.caches == "warm" and not other.record(out).exists() for other in trials

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from bench.interval import FEWEST_SAMPLES
+from bench.resources import Resources
 from pose.errors import InputError
 from pose.recipe import NAME, Positive, PositiveFloat, Recipe, Section, Seed, validate
 from pose.yaml_layers import Layers, merge, read_layers
@@ -52,6 +53,7 @@ class Experiment(Recipe):
     baseline: str = ""  # by default the first variant
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field([0])
     gates: Gates = Gates()
+    resources: Resources = Resources()  # what a trial asks of a cluster
 
     def recipe(self) -> dict[str, Any]:
         """The part that is a recipe, as plain values."""

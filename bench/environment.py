@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
+from bench.checkout import CODE, checkout, output
 from bench.result import Environment
+from slurm.call import JOB, NODES
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "pillow")
 VARIABLES = ("CUDA_", "CUBLAS_", "NCCL_", "OMP_", "MKL_", "TORCH", "PYTORCH_", "TRITON_", "NVIDIA_TF32_OVERRIDE")
@@ -19,7 +20,7 @@ PLACES = ("_DIR", "_HOME", "_PATH")  # where something lies changes nothing
 
 def environment() -> Environment:
     """The environment of this process."""
-    commit, dirty = _checkout(Path(__file__).resolve().parents[1])
+    commit, dirty = checkout(CODE)
     gpu = torch.cuda.is_available()
     return Environment(
         commit=commit,
@@ -32,21 +33,15 @@ def environment() -> Environment:
         cpus=len(os.sched_getaffinity(0)),
         threads=torch.get_num_threads(),
         gpu=torch.cuda.get_device_name() if gpu else None,
-        driver=_output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if gpu else None,
+        driver=output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if gpu else None,
+        job=os.environ.get(JOB),
+        nodes=os.environ[NODES].split(",") if NODES in os.environ else None,
         variables={
             name: value
             for name, value in sorted(os.environ.items())
             if name.startswith(VARIABLES) and not name.endswith(PLACES)
         },
     )
-
-
-def _checkout(root: Path) -> tuple[str | None, bool | None]:
-    """Commit of the code and whether it was changed since; (None, None) where the code is no git checkout."""
-    if not (root / ".git").exists():
-        return None, None
-    commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
-    return commit, bool(_output("git", "-C", str(root), "status", "--porcelain")) if commit else None
 
 
 def _version(name: str) -> str | None:
@@ -62,11 +57,3 @@ def _cpu_model() -> str:
     except OSError:
         lines = []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _output(*command: str) -> str | None:
-    try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return run.stdout.strip().splitlines()[0] if run.returncode == 0 and run.stdout.strip() else None

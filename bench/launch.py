@@ -22,9 +22,10 @@ from bench.result import (
     read_throughput,
     write_record,
 )
-from bench.trial import STATUS, process_environment, write_spec
+from bench.trial import NOT_FILLED, STATUS, process_environment, write_spec
 from pose.errors import EXIT_INPUT, InputError
 from pose.progress import progress
+from slurm.call import Call
 from slurm.here import Finished, run_here
 
 LOG = "log.txt"
@@ -35,14 +36,14 @@ def launch(trials: Sequence[Trial], out: Path) -> str | None:
 
     Returns None, or the sentence of a trial that found the user's input wrong: the rest is then not run.
     """
-    with _terminated_like_interrupted():
+    with terminated_like_interrupted():
         for number, trial in enumerate(trials, start=1):
             label = f"[{number}/{len(trials)}] {trial.variant}, {trial.label}"
             if finished_result(trial, out) is not None and not caches.wanted_again(trial, trials, out):
                 print(f"{label}: done before")
                 continue
-            if trial.caches == "warm" and not caches.filled(trial, out):
-                failure = Failure(kind="exception", message="the cold trial before it did not fill its caches")
+            if trial.caches == "warm" and not caches.filled(trial.shared, out):
+                failure = Failure(kind="exception", message=NOT_FILLED)
                 write_record(failure, trial.folder(out) / FAILURE)
                 print(f"{label}: FAILED: {failure.message}", file=sys.stderr)
                 continue
@@ -77,18 +78,32 @@ def _read(trial: Trial, out: Path) -> Result | ThroughputResult:
     return read(trial.record(out))
 
 
-def _run(trial: Trial, out: Path, label: str) -> Finished:
-    folder = trial.folder(out)
+def prepared_call(trial: Trial, out: Path, on_gpu: bool | None = None) -> Call:
+    """What runs `trial`, whose folder is made ready: nothing of an earlier run is left there but its checkpoints.
+
+    on_gpu: whether it will have a GPU; None: as this machine would give it one.
+    """
+    folder = trial.folder(out).absolute()
     caches.prepare(trial, out)
     write_spec(trial, folder)
     trial.record(out).unlink(missing_ok=True)  # one that was not readable, or of another experiment
     (folder / STATUS).unlink(missing_ok=True)
     (folder / FAILURE).unlink(missing_ok=True)
+    return Call(
+        "bench.trial:run_trial",
+        str(folder),
+        folder / LOG,
+        {**process_environment(trial.recipe, on_gpu), **caches.variables(trial, out)},
+    )
+
+
+def _run(trial: Trial, out: Path, label: str) -> Finished:
+    call, folder = prepared_call(trial, out), trial.folder(out)
     ranks = trial.recipe.train.parallel.world_size
     with progress(label, trial.recipe.train.steps or 1) as update:
 
         def show_status() -> None:
-            status = _status(folder / STATUS)
+            status = read_status(folder / STATUS)
             if status.get("loss") is not None:
                 note = f"loss {status['loss']:.4g}, {status['images_per_second']:.0f} img/s"
                 update(status["step"], note, total=status["steps"])
@@ -97,16 +112,12 @@ def _run(trial: Trial, out: Path, label: str) -> Finished:
                 update(done, status["phase"], total=status["steps"])
 
         finished = run_here(
-            "bench.trial:run_trial",
-            str(folder),
-            environment={**process_environment(trial.recipe), **caches.variables(trial, out)},
-            log=folder / LOG,
+            call,
             ranks=ranks,
             on_wait=show_status,
         )
     if finished.exit_code == 0:
-        caches.note_filled(trial, out)
-        print(f"{label}: {_in_short(_read(trial, out))}, {finished.seconds:.0f} s")
+        print(f"{label}: {in_short(_read(trial, out))}, {finished.seconds:.0f} s")
     elif not (folder / FAILURE).exists() and finished.exit_code != EXIT_INPUT:
         cause = f"killed by {finished.signal}" if finished.signal else f"ended with exit code {finished.exit_code}"
         failure = Failure(
@@ -119,7 +130,8 @@ def _run(trial: Trial, out: Path, label: str) -> Finished:
     return finished
 
 
-def _in_short(result: Result | ThroughputResult) -> str:
+def in_short(result: Result | ThroughputResult) -> str:
+    """The figure that a trial was run for."""
     if isinstance(result, ThroughputResult):
         return f"{result.training.images_per_second.value:.0f} img/s"
     nme = result.metrics["test"].nme
@@ -127,7 +139,8 @@ def _in_short(result: Result | ThroughputResult) -> str:
     return (f"NME {100 * nme:.2f}" if nme is not None else "NME unknown") + speed
 
 
-def _status(path: Path) -> dict[str, Any]:
+def read_status(path: Path) -> dict[str, Any]:
+    """How far a trial says it is; {} where it does not."""
     try:
         status = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -142,7 +155,7 @@ def _last_error(tail: str) -> str:
 
 
 @contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
+def terminated_like_interrupted() -> Iterator[None]:
     """SIGTERM stops the running trial in order, as Ctrl-C does."""
 
     def interrupt(*_: Any) -> None:

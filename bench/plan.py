@@ -48,7 +48,9 @@ class Trial:
         return f"seed {self.seed}" + (f", {self.caches}, repeat {self.repeat}" if self.caches else "")
 
 
-def plan(experiment: Experiment, recipes: Mapping[str, Recipe], faces: str) -> list[Trial]:
+def plan(
+    experiment: Experiment, recipes: Mapping[str, Recipe], faces: str, placements: Mapping[str, Any] | None = None
+) -> list[Trial]:
     """Trials in the order they run.
 
     Training goes seed by seed, so that an early stop leaves whole pairs. Throughput goes repeat by repeat, every other
@@ -56,11 +58,13 @@ def plan(experiment: Experiment, recipes: Mapping[str, Recipe], faces: str) -> l
     to NME is a cold trial and right after it a warm one.
 
     faces: a digest of the training and test faces, which are part of what decides a result.
+    placements: for each variant where it runs, which is part of what decides a time; None for this machine.
     """
+    placed = placements or {}
     if experiment.measure == "throughput":
         assert experiment.throughput is not None
         return [
-            _throughput(experiment, variant, recipes[variant], repeat, faces)
+            _throughput(experiment, variant, recipes[variant], repeat, faces, placed.get(variant))
             for repeat in range(experiment.throughput.repeats)
             for variant in (list(recipes) if repeat % 2 == 0 else reversed(list(recipes)))
         ]
@@ -71,7 +75,7 @@ def plan(experiment: Experiment, recipes: Mapping[str, Recipe], faces: str) -> l
             for repeat in range(experiment.time_to_nme.repeats)
             for seed in experiment.seeds
             for variant, recipe in recipes.items()
-            for trial in _cold_and_warm(experiment, variant, recipe, seed, repeat, faces)
+            for trial in _cold_and_warm(experiment, variant, recipe, seed, repeat, faces, placed.get(variant))
         ]
     return [
         Trial(f"{variant}-s{seed}-{_digest(recipe, faces, seed)}", experiment.name, variant, seed, recipe)
@@ -80,10 +84,12 @@ def plan(experiment: Experiment, recipes: Mapping[str, Recipe], faces: str) -> l
     ]
 
 
-def _throughput(experiment: Experiment, variant: str, recipe: Recipe, repeat: int, faces: str) -> Trial:
+def _throughput(experiment: Experiment, variant: str, recipe: Recipe, repeat: int, faces: str, placement: Any) -> Trial:
     options, seed = experiment.throughput, experiment.seeds[0]
     assert options is not None
-    digest = _digest(recipe, faces, seed, "throughput", repeat, options.model_dump(exclude={"repeats"}))
+    digest = _digest(
+        recipe, faces, seed, "throughput", repeat, options.model_dump(exclude={"repeats"}), *_known(placement)
+    )
     return Trial(
         id=f"{variant}-r{repeat}-{digest}",
         experiment=experiment.name,
@@ -97,9 +103,9 @@ def _throughput(experiment: Experiment, variant: str, recipe: Recipe, repeat: in
 
 
 def _cold_and_warm(
-    experiment: Experiment, variant: str, recipe: Recipe, seed: int, repeat: int, faces: str
+    experiment: Experiment, variant: str, recipe: Recipe, seed: int, repeat: int, faces: str, placement: Any
 ) -> list[Trial]:
-    digest = _digest(recipe, faces, seed, "time_to_nme", repeat)
+    digest = _digest(recipe, faces, seed, "time_to_nme", repeat, *_known(placement))
     caches: tuple[Literal["cold", "warm"], ...] = ("cold", "warm")
     return [
         Trial(
@@ -115,6 +121,10 @@ def _cold_and_warm(
         )
         for state in caches
     ]
+
+
+def _known(placement: Any) -> list[Any]:
+    return [] if placement is None else [placement]
 
 
 def _digest(recipe: Recipe, faces: str, seed: int, *more: Any) -> str:

@@ -22,13 +22,16 @@ def refuse_launched() -> None:
         )
 
 
-def refuse_impossible(recipes: Mapping[str, Recipe]) -> None:
-    """Raise `InputError` for the first variant that would end as soon as it runs."""
+def refuse_impossible(recipes: Mapping[str, Recipe], *, this_machine: bool = True) -> None:
+    """Raise `InputError` for the first variant that would end as soon as it runs.
+
+    this_machine: whether it is to run here, so that what this machine lacks counts.
+    """
     for variant, recipe in recipes.items():
         source = recipe.model.pretrained
         if source is not None and Path(source).suffix and not Path(source).is_file():
             raise InputError(f"variant {variant}: model.pretrained: {source}: no such file")
-        if _asks_of_the_machine(recipe):  # torch takes seconds to import
+        if this_machine and _asks_of_the_machine(recipe):  # torch takes seconds to import
             try:
                 _refuse_on_this_machine(recipe)
             except InputError as error:

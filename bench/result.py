@@ -28,6 +28,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 
 from pose.errors import InputError
 from pose.files import write_atomically
+from slurm.ending import Kind as EndingKind
 
 SCHEMA_VERSION = 1
 RESULT = "result.json"
@@ -61,6 +62,8 @@ class Environment(Record):
     gpu: str | None
     driver: str | None
     variables: dict[str, str]  # environment variables that change results or speed
+    job: str | None = None  # Slurm's number of it
+    nodes: list[str] | None = None  # names of the job's nodes
 
 
 class SubsetMetrics(Record):
@@ -116,7 +119,7 @@ class OpError(Record):
 class Failure(Record):
     """Why a trial ended without a result."""
 
-    kind: Literal["input", "non_finite_loss", "exception", "signal", "interrupted"]
+    kind: Literal["input", "non_finite_loss", "exception", "signal", "interrupted"] | EndingKind
     message: str  # one sentence
     rank: int | None = None  # the one of several that failed; None where all alike had to end
     step: int | None = None
@@ -124,6 +127,9 @@ class Failure(Record):
     checkpoint: str | None = None  # the last good checkpoint
     traceback: str | None = None
     log: str | None = None
+    job: str | None = None  # Slurm's number of it
+    attempt: int = 0  # how often Slurm had put the job back into the queue
+    lost_rank: bool = False  # what a rank met that had lost another: not the cause
 
 
 def _with_test(table: dict[str, SubsetMetrics]) -> dict[str, SubsetMetrics]:

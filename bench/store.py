@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import io
 import os
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,7 @@ def claim(out: Path) -> Iterator[None]:
             file.seek(0)
             raise InputError(f"{out}: another launcher (process {file.read().strip()}) is at work here") from None
         file.truncate(0)
-        file.write(str(os.getpid()))
+        file.write(f"{os.getpid()} on {platform.node()}")
         file.flush()
         yield
 

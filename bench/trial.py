@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import statistics
 import sys
 import time
@@ -13,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.caches import with_crops
+from bench.caches import filled, note_filled, with_crops
 from bench.plan import Trial
 from bench.result import (
     FAILURE,
@@ -26,11 +27,13 @@ from bench.result import (
     Throughput,
     ThroughputResult,
     Timings,
+    read_failure,
     write_record,
 )
 from pose.errors import EXIT_INPUT, InputError
 from pose.files import write_atomically
 from pose.recipe import Recipe
+from slurm.call import ATTEMPT, JOB, STOPPED
 
 if TYPE_CHECKING:
     from pose.distributed import Ranks
@@ -41,6 +44,7 @@ SPEC = "trial.json"
 STATUS = "status.json"
 EXIT_FAILED = 3
 STATUS_SECONDS = 0.5
+NOT_FILLED = "the cold trial before it did not fill its caches"
 CAUSE_SECONDS = 10.0  # longer than `slurm.here` lets live the others of a rank that failed
 
 
@@ -51,14 +55,19 @@ def write_spec(trial: Trial, folder: Path) -> None:
     write_atomically(folder / SPEC, json.dumps(spec, indent=1).encode() + b"\n")
 
 
-def process_environment(recipe: Recipe) -> dict[str, str]:
-    """Variables that have to be set before the trial's process imports anything."""
+def process_environment(recipe: Recipe, on_gpu: bool | None = None) -> dict[str, str]:
+    """Variables that have to be set before the trial's process imports anything.
+
+    on_gpu: whether it will have a GPU; None: as this machine would give it one.
+    """
+    if on_gpu is None:
+        on_gpu = _on_gpu(recipe.train.device)
     variables = {"OMP_WAIT_POLICY": "PASSIVE"}  # spinning threads starve each other where cores are shared
     if recipe.train.threads is not None:
         variables["OMP_NUM_THREADS"] = str(recipe.train.threads)
-    elif recipe.train.parallel.world_size > 1 and not _on_gpu(recipe.train.device):
+    elif recipe.train.parallel.world_size > 1 and not on_gpu:
         variables["OMP_NUM_THREADS"] = "1"  # each rank would take all cores
-    if recipe.loss.impl == "triton" and not _on_gpu(recipe.train.device):
+    if recipe.loss.impl == "triton" and not on_gpu:
         variables["TRITON_INTERPRET"] = "1"
     return variables
 
@@ -74,17 +83,22 @@ def _on_gpu(device: str) -> bool:
 def run_trial(argument: str) -> int:
     """Run the trial whose folder is `argument`; the entry point that `slurm` calls. Returns the exit code.
 
-    Of several ranks the first to fail leaves `failure.json`; what the others meet as it goes is no cause.
+    Of several ranks the first to fail leaves `failure.json`; what the others meet as it goes is no cause. A trial that
+    has its result already, as one that is started again after its node died in its last moment, does nothing.
     """
     folder = Path(argument)
     from pose.distributed import launched
     from pose.trainer import Interrupted, NonFiniteLoss
 
     rank, ranks, _ = launched()
+    lost_rank = False
     try:
-        result = _run(folder)
+        spec = json.loads((folder / SPEC).read_bytes())
+        result = _run(folder, spec)
         if result is not None:
             write_record(result, folder / (THROUGHPUT if isinstance(result, ThroughputResult) else RESULT))
+            if spec["caches"] == "cold":
+                note_filled(spec["shared"], folder.parents[1])
     except NonFiniteLoss as error:
         checkpoint = str(error.checkpoint) if error.checkpoint else None
         failure = Failure(
@@ -96,7 +110,8 @@ def run_trial(argument: str) -> int:
         failure = Failure(kind="input", message=str(error))
     except Exception as error:
         traceback.print_exc()
-        if ranks > 1 and _of_another_rank(error):
+        lost_rank = ranks > 1 and _of_another_rank(error)
+        if lost_rank:
             time.sleep(CAUSE_SECONDS)  # if a rank has failed, the launcher ends this one meanwhile
         who = f"rank {rank} of {ranks}: " if ranks > 1 else ""
         failure = Failure(
@@ -104,16 +119,24 @@ def run_trial(argument: str) -> int:
             message=who + f"{type(error).__name__}: {error}".splitlines()[0],
             rank=rank if ranks > 1 else None,
             traceback=traceback.format_exc(),
+            lost_rank=lost_rank,
         )
     else:
-        (folder / STATUS).unlink(missing_ok=True)
+        if rank == 0:
+            (folder / STATUS).unlink(missing_ok=True)
+            (folder / FAILURE).unlink(missing_ok=True)  # an earlier attempt's
         return 0
     if rank > 0 and failure.kind in ("non_finite_loss", "interrupted"):
         return 0  # all ranks end here after the same step: the main one tells, and may still have to save
     print(f"error: {failure.message}", file=sys.stderr)
+    failure = failure.model_copy(update={"attempt": _attempt(), "job": os.environ.get(JOB)})
     with suppress(InputError, OSError):  # a full disk: the exit code and the last line tell
         _write_if_first(failure, folder / FAILURE)
-    return EXIT_INPUT if failure.kind == "input" else EXIT_FAILED
+    return {"input": EXIT_INPUT, "interrupted": STOPPED}.get(failure.kind, EXIT_FAILED)
+
+
+def _attempt() -> int:
+    return int(os.environ.get(ATTEMPT, "0"))
 
 
 def _of_another_rank(error: Exception) -> bool:
@@ -124,25 +147,31 @@ def _of_another_rank(error: Exception) -> bool:
 
 
 def _write_if_first(failure: Failure, path: Path) -> None:
-    own = path.with_name(f".{path.name}.{os.getpid()}")
+    own = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
     write_record(failure, own)
     try:
         path.hardlink_to(own)
     except FileExistsError:
-        pass
+        before = read_failure(path)
+        if before.attempt < failure.attempt or (before.lost_rank and not failure.lost_rank):
+            own.replace(path)
     except OSError:  # a file system without links
         own.replace(path)
     finally:
         own.unlink(missing_ok=True)
 
 
-def _run(folder: Path) -> Result | ThroughputResult | None:
-    """The trial's result on its main rank, None on the others."""
+def _run(folder: Path, spec: dict[str, Any]) -> Result | ThroughputResult | None:
+    """The trial's result on its main rank, None on the others, and where there was one before."""
     from pose.distributed import joined
 
-    spec = json.loads((folder / SPEC).read_bytes())
+    if spec["caches"] == "warm" and not filled(spec["shared"], folder.parents[1]):
+        raise RuntimeError(NOT_FILLED)
+    record = folder / (THROUGHPUT if spec["measure"] == "throughput" else RESULT)
     recipe = with_crops(Recipe.model_validate(spec["recipe"]), folder, spec["shared"])
     with joined(recipe.train.parallel.world_size, recipe.train.device, captured=recipe.train.graph) as ranks:
+        if ranks.any(ranks.main and record.exists()):
+            return None
         if spec["measure"] == "throughput":
             from bench.throughput import measure
 
@@ -248,11 +277,15 @@ def _metrics(rows: list[SubsetRow]) -> dict[str, SubsetMetrics]:
 
 
 class _Status:
-    """`status.json`, which a launcher shows; written at most twice a second, and never a reason to fail."""
+    """`status.json`, which a launcher shows; written at most twice a second, and never a reason to fail.
+
+    Its `eta` is in seconds, until training ends.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.last = 0.0
+        self.begun: tuple[float, int] | None = None  # when the first steps were known, and how many
 
     def look(self, look: Look) -> None:
         if time.monotonic() - self.last >= STATUS_SECONDS:
@@ -267,7 +300,11 @@ class _Status:
         self, phase: str, steps: int, step: int = 0, loss: float | None = None, speed: float | None = None
     ) -> None:
         self.last = time.monotonic()
-        status = {"phase": phase, "step": step, "steps": steps, "loss": loss, "images_per_second": speed}
+        eta = None
+        if phase == "training" and step:
+            begun, first = self.begun = self.begun or (self.last, step)
+            eta = (self.last - begun) / (step - first) * (steps - step) if step > first else None
+        status = {"phase": phase, "step": step, "steps": steps, "loss": loss, "images_per_second": speed, "eta": eta}
         temporary = self.path.with_suffix(".tmp")
         with suppress(OSError):  # not synced to the disk: that may take longer than a step
             temporary.write_text(json.dumps(status))

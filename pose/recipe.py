@@ -22,7 +22,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 # What an experiment's file holds beside a recipe's keys; `bench.config` says what they mean
-OF_EXPERIMENTS = {"variants", "baseline", "seeds", "gates", "measure", "throughput", "time_to_nme", "trials"}
+OF_EXPERIMENTS = {
+    "variants", "baseline", "seeds", "gates", "measure", "throughput", "time_to_nme", "trials", "resources",
+}  # fmt: skip
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"  # names folders
 
 
@@ -294,7 +296,7 @@ def _sentence(kind: type[Section], values: Any, error: Any, layers: Layers, unde
             wrong = (*path, next(iter(value)))
         nearest = difflib.get_close_matches(path[-1], _keys_at(kind, path[:-1], values), n=1, cutoff=0.5)
         hint = f"; did you mean {'.'.join((*path[:-1], nearest[0]))}?" if nearest else ""
-        message = f"{'.'.join(wrong)}: no such key{hint or _allowed(_keys_at(kind, path[:-1], values))}"
+        message = f"{'.'.join(wrong)}: no such key{hint}{_allowed(_keys_at(kind, path[:-1], values))}"
     elif error["type"] == "missing":
         message = f"{'.'.join(path)}: is missing"
     elif error["type"] in ("literal_error", "union_tag_invalid"):

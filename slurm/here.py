@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
+from slurm.call import Call
 from slurm.ranks import Rank, end, environments, labelled
 
 GRACE_SECONDS = 60.0  # from the request to stop on, for the function to save its state
@@ -32,33 +33,29 @@ class Finished:
 
 
 def run_here(
-    function: str,
-    argument: str,
+    call: Call,
     *,
-    environment: Mapping[str, str],
-    log: Path,
     ranks: int = 1,
     on_wait: Callable[[], None] = lambda: None,
     wait_seconds: float = 0.5,
 ) -> Finished:
-    """Call `function` ("package.module:name") with `argument` in a fresh interpreter and wait for it.
+    """Run `call` in a fresh interpreter and wait for it.
 
-    `environment` is added to this process's before the interpreter starts, so that it holds before anything is
-    imported. All output is appended to `log`. `on_wait` is called every `wait_seconds`. The function's return
-    value is the exit code. If this process is interrupted, the child is asked to stop (SIGTERM), given time to
-    save, and then killed.
+    The call's environment is added to this process's before the interpreter starts, so that it holds before anything
+    is imported. All output is appended to its log. `on_wait` is called every `wait_seconds`. If this process is
+    interrupted, the child is asked to stop (SIGTERM), given time to save, and then killed.
 
     With several `ranks` so many interpreters call it at the same time, told apart by torchrun's variables (RANK,
     WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT); in the log, lines of rank r > 0 begin with
     "[rank r] ". The first that fails takes the others down: within seconds, since they may wait for it for ever.
     """
     started = time.monotonic()
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "slurm.child", function, argument]
-    variables = {**os.environ, **environment, "PYTHONUNBUFFERED": "1", "PYTHONPATH": _search_path()}
+    call.log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "slurm.child", call.function, call.argument]
+    variables = {**os.environ, **call.environment, "PYTHONUNBUFFERED": "1", "PYTHONPATH": _search_path()}
     ended: SimpleQueue[Rank] = SimpleQueue()
     running: list[Rank] = []
-    with log.open("ab", buffering=0) as sink:
+    with call.log.open("ab", buffering=0) as sink:
         try:
             for number, own in enumerate(environments(ranks, variables)):
                 write = labelled(sink.write, number) if ranks > 1 else sink.write

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from bench.plan import Trial
 from bench.result import Failure, read_failure, read_result
 from bench.trial import _of_another_rank, _write_if_first
 from pose.recipe import Recipe
+from slurm.call import Call
 
 
 def trial(root: Path, ranks: int = 2, **train: Any) -> Trial:
@@ -30,8 +32,8 @@ def failure_of(trial: Trial, out: Path) -> Failure:
 
 
 def with_fault(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    def run_faulty(function: str, *arguments: Any, **options: Any) -> Any:
-        return real("faulty_trial:run_trial", *arguments, **options)
+    def run_faulty(call: Call, **options: Any) -> Any:
+        return real(replace(call, function="faulty_trial:run_trial"), **options)
 
     real = bench.launch.run_here
     monkeypatch.setattr(bench.launch, "run_here", run_faulty)

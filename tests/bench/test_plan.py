@@ -136,13 +136,13 @@ def test_a_cold_trial_starts_empty_and_its_warm_one_with_what_it_left(tmp_path: 
     compiled.write_text("")
     crops = Path(caches.with_crops(cold.recipe, cold.folder(out), cold.shared).input.cache)
     assert crops.is_dir()
-    caches.note_filled(cold, out)
+    caches.note_filled(cold.shared, out)
     caches.prepare(warm, out)
     assert compiled.exists()
-    assert caches.filled(warm, out)
+    assert caches.filled(warm.shared, out)
     caches.prepare(cold, out)
     assert not compiled.exists()
-    assert not caches.filled(warm, out)
+    assert not caches.filled(warm.shared, out)
 
 
 def test_a_timed_training_does_not_go_on_from_a_checkpoint(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_cold_trial_runs_again_only_while_its_warm_one_needs_caches_that_are_g
     assert caches.wanted_again(cold, planned, out)
     assert not caches.wanted_again(warm, planned, out)
     caches.prepare(cold, out)
-    caches.note_filled(cold, out)
+    caches.note_filled(cold.shared, out)
     assert not caches.wanted_again(cold, planned, out)
     caches.prepare(cold, out)
     warm.folder(out).mkdir(parents=True)

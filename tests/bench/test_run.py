@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -173,7 +174,7 @@ def test_a_second_launcher_on_a_folder_says_so_and_stops(tmp_path: Path, face_se
     with claim(tmp_path / "out"):
         second = run(config(tmp_path, face_set), "--out", tmp_path / "out")
     assert second.returncode == 2
-    assert f"another launcher (process {os.getpid()}) is at work here" in second.stderr
+    assert f"another launcher (process {os.getpid()} on {platform.node()}) is at work here" in second.stderr
     assert not (tmp_path / "out" / "trials").exists()
 
 
@@ -227,7 +228,7 @@ def test_what_must_be_set_before_an_import_is_in_the_trials_environment(monkeypa
         (["--set", "los.omega=5"], "--set los.omega: los.omega: no such key; did you mean loss?"),
         (["--set", "loss.omega=ten"], "loss.omega: must be a valid number (given: 'ten')"),
         (["--set", "data.kind=wflw", "--set", "data.root=/nowhere"], "/nowhere/WFLW_annotations/"),
-        (["--cluster", "slurm"], "--cluster slurm: trials can only run here so far"),
+        (["--detach"], "--detach needs a queue to leave the jobs in: --cluster slurm, not here"),
         (["--set", "train.device=cuda", "--set", "data.train=64", "--set", "data.test=64"], "device cuda: "),
     ],
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from slurm.call import Call
 from slurm.here import run_here
 
 FUNCTIONS = """
@@ -55,25 +56,25 @@ def wait_until(path: Path) -> None:
 def test_the_argument_and_the_environment_reach_the_function(functions: str, tmp_path: Path) -> None:
     argument = "a b; $(touch x) 'quoted'\nline"
     environment = {"OMP_NUM_THREADS": "3"}
-    finished = run_here(f"{functions}:succeed", argument, environment=environment, log=tmp_path / "log")
+    finished = run_here(Call(f"{functions}:succeed", argument, tmp_path / "log", environment))
     assert finished.exit_code == 0
     assert finished.signal is None
     assert (tmp_path / "log").read_text() == f"argument {argument} threads 3\n" == finished.tail
 
 
 def test_the_return_value_is_the_exit_code(functions: str, tmp_path: Path) -> None:
-    assert run_here(f"{functions}:return_three", "", environment={}, log=tmp_path / "log").exit_code == 3
+    assert run_here(Call(f"{functions}:return_three", "", tmp_path / "log")).exit_code == 3
 
 
 def test_an_exception_ends_in_the_log_and_in_the_tail(functions: str, tmp_path: Path) -> None:
-    finished = run_here(f"{functions}:raise_error", "", environment={}, log=tmp_path / "log")
+    finished = run_here(Call(f"{functions}:raise_error", "", tmp_path / "log"))
     assert finished.exit_code == 1
     assert finished.tail.endswith("RuntimeError: broken on purpose\n")
     assert "broken on purpose" in (tmp_path / "log").read_text()
 
 
 def test_a_crash_is_reported_by_its_signal(functions: str, tmp_path: Path) -> None:
-    finished = run_here(f"{functions}:die", "", environment={}, log=tmp_path / "log")
+    finished = run_here(Call(f"{functions}:die", "", tmp_path / "log"))
     assert finished.signal == "SIGKILL"
     assert finished.exit_code == 128 + signal.SIGKILL
 
@@ -88,7 +89,7 @@ def test_an_interrupted_launcher_asks_the_process_to_stop_and_waits(functions: s
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        run_here(f"{functions}:wait_for_signal", str(marker), environment={}, log=tmp_path / "log")
+        run_here(Call(f"{functions}:wait_for_signal", str(marker), tmp_path / "log"))
     thread.join()
     assert marker.read_text() == "saved"
 
@@ -98,8 +99,9 @@ def test_a_killed_launcher_takes_the_process_along(functions: str, tmp_path: Pat
     marker = tmp_path / "marker"
     script = f"""
 from pathlib import Path
+from slurm.call import Call
 from slurm.here import run_here
-run_here("{functions}:wait_for_signal", {str(marker)!r}, environment={{}}, log=Path({str(tmp_path / "log")!r}))
+run_here(Call("{functions}:wait_for_signal", {str(marker)!r}, Path({str(tmp_path / "log")!r})))
 """
     root = Path(__file__).resolve().parents[2]
     launcher = subprocess.Popen([sys.executable, "-c", script], cwd=root)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import slurm.here
+from slurm.call import Call
 from slurm.here import run_here
 
 FUNCTIONS = """
@@ -108,7 +109,7 @@ def gone(file: Path) -> bool:
 
 def test_ranks_are_told_apart_as_torchrun_does_and_so_is_their_output(functions: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    finished = run_here(f"{functions}:say_who", str(tmp_path), environment={}, log=log, ranks=3)
+    finished = run_here(Call(f"{functions}:say_who", str(tmp_path), log), ranks=3)
     assert (finished.exit_code, finished.signal, finished.rank) == (0, None, None)
     found = re.fullmatch(r"0 0 3 3 127\.0\.0\.1 (\d+) None\nhalf a line", finished.tail)
     assert found
@@ -122,7 +123,7 @@ def test_one_rank_alone_knows_nothing_of_the_launcher_around_it(
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "5")
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    finished = run_here(f"{functions}:say_who", str(tmp_path), environment={}, log=tmp_path / "log")
+    finished = run_here(Call(f"{functions}:say_who", str(tmp_path), tmp_path / "log"))
     assert finished.tail == "None None None None None None None\nhalf a line"
     assert finished.rank is None
 
@@ -149,7 +150,7 @@ def test_the_rank_that_fails_is_named_and_takes_those_down_that_would_wait_for_i
 ) -> None:
     monkeypatch.setattr(slurm.here, "FAILURE_GRACE_SECONDS", 0.3)
     log = tmp_path / "log"
-    finished = run_here(f"{functions}:one_fails", f"{how} {tmp_path}", environment={}, log=log, ranks=ranks)
+    finished = run_here(Call(f"{functions}:one_fails", f"{how} {tmp_path}", log), ranks=ranks)
     assert (finished.rank, finished.exit_code, finished.signal) == (1, code, killed_by)
     assert finished.tail.splitlines()[-1] == last_line
     assert f"[rank 1] {last_line}\n" in log.read_text()
@@ -157,7 +158,7 @@ def test_the_rank_that_fails_is_named_and_takes_those_down_that_would_wait_for_i
 
 
 def test_ranks_that_fail_because_another_has_are_not_taken_for_the_cause(functions: str, tmp_path: Path) -> None:
-    finished = run_here(f"{functions}:connected", str(tmp_path), environment={}, log=tmp_path / "log", ranks=3)
+    finished = run_here(Call(f"{functions}:connected", str(tmp_path), tmp_path / "log"), ranks=3)
     assert (finished.rank, finished.exit_code) == (1, 1)
     assert finished.tail.endswith("ValueError: broken on purpose\n")
     for notice in tmp_path.glob("noticed*"):  # one that is slow may have been ended before
@@ -168,7 +169,7 @@ def test_ranks_that_fail_because_another_has_are_not_taken_for_the_cause(functio
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_nothing_that_a_rank_started_outlives_it(functions: str, tmp_path: Path, ranks: int) -> None:
     log = tmp_path / "log"
-    finished = run_here(f"{functions}:leave_a_worker_behind", str(tmp_path), environment={}, log=log, ranks=ranks)
+    finished = run_here(Call(f"{functions}:leave_a_worker_behind", str(tmp_path), log), ranks=ranks)
     assert finished.exit_code == 0
     assert all(gone(tmp_path / f"worker{rank}") for rank in range(ranks))
 
@@ -183,6 +184,6 @@ def test_an_interrupted_launcher_gives_every_rank_time_to_save(functions: str, t
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        run_here(f"{functions}:save_when_asked", str(tmp_path), environment={}, log=tmp_path / "log", ranks=2)
+        run_here(Call(f"{functions}:save_when_asked", str(tmp_path), tmp_path / "log"), ranks=2)
     thread.join()
     assert {path.name for path in tmp_path.glob("saved*")} == {"saved0", "saved1"}

@@ -1,0 +1,116 @@
+"""Why a job ended without success: the rank that failed first and its traceback, or what Slurm did to it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from signal import Signals
+from typing import Literal
+
+from slurm.marks import Mark, read_marks
+from slurm.states import GONE, JobState
+
+Kind = Literal["exception", "signal", "out_of_memory", "timeout", "node_fail", "preempted", "cancelled"]
+
+TAIL_LINES = 40
+_OUT_OF_MEMORY = re.compile(r"oom[-_ ]kill|out of memory|exceeded (job|step) memory limit", re.IGNORECASE)
+_TASKS = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (.+)")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """`message` is one sentence; `rank` the rank that failed first, where one did; `log` the last lines it printed."""
+
+    kind: Kind
+    message: str
+    rank: int | None = None
+    attempt: int = 0
+    traceback: str | None = None
+    log: str | None = None
+
+
+def ending(state: JobState, folder: Path, job: str, ranks: int, minutes: int | None = None) -> Ending:
+    """How `job`, whose files lie in `folder` and which is no longer alive, ended; it has not done its work."""
+    marks = read_marks(folder, job, ranks)
+    texts = _output(folder, job)
+    told = _told(marks) or _killed(texts, ranks)
+    rank, how = told if told is not None else (None, None)
+    culprit = next((mark for mark in marks if mark.rank == rank), None)
+    who = f"rank {rank} of {ranks}: " if rank is not None and ranks > 1 else ""
+    where = f" on {culprit.host}" if culprit is not None else ""
+    kind, message = _of_state(state, texts, minutes)
+    if kind in ("exception", "signal") and how is not None:
+        kind, message = how
+    if kind in ("signal", "out_of_memory"):
+        message += where
+    return Ending(
+        kind,
+        message=who + message if kind in ("exception", "signal", "out_of_memory") else message,
+        rank=rank if ranks > 1 else None,
+        attempt=max((mark.attempt for mark in marks), default=0),
+        traceback=culprit.error if culprit is not None else None,
+        log="".join(texts.splitlines(keepends=True)[-TAIL_LINES:]) or None,
+    )
+
+
+def _of_state(state: JobState, texts: str, minutes: int | None) -> tuple[Kind, str]:
+    names = {state.name, *(step.state for step in state.steps)}
+    signal = state.signal or next((step.signal for step in state.steps if step.signal), 0)
+    if "OUT_OF_MEMORY" in names or _OUT_OF_MEMORY.search(texts):
+        return "out_of_memory", "out of memory"
+    if state.name in ("TIMEOUT", "DEADLINE"):
+        return "timeout", f"ran into its time limit{f' of {minutes} minutes' if minutes is not None else ''}"
+    if state.name in ("NODE_FAIL", "BOOT_FAIL"):
+        return "node_fail", f"a node failed ({state.nodes or 'not known which'})"
+    if state.name == "PREEMPTED":
+        return "preempted", "another job took its nodes"
+    if state.name in ("CANCELLED", "REVOKED"):
+        return "cancelled", "was cancelled" + (f" {state.reason}" if state.reason.startswith("by ") else "")
+    if state.name == GONE:
+        return "exception", "ended without a result, and Slurm does not know it any more"
+    if signal:
+        return "signal", f"killed by {_signal_name(signal)}"
+    return "exception", f"ended with exit code {state.exit_code} and no result"
+
+
+def _told(marks: Sequence[Mark]) -> tuple[int, tuple[Kind, str]] | None:
+    """The first rank that noted a failure of its own."""
+    failed = [mark for mark in marks if mark.exit_code]
+    if not failed:
+        return None
+    first = min(failed, key=lambda mark: mark.ended or 0.0)
+    last_line = (first.error or "").strip().rpartition("\n")[2]
+    return first.rank, ("exception", last_line or f"ended with exit code {first.exit_code}")
+
+
+def _killed(texts: str, ranks: int) -> tuple[int, tuple[Kind, str]] | None:
+    """The first rank of which srun says that it ended badly."""
+    for match in _TASKS.finditer(texts):
+        rank = int(re.split("[,-]", match[2])[0])
+        if rank < ranks:
+            what = match[3].strip()
+            code = re.fullmatch(r"Exited with exit code (\d+)", what)
+            if code:
+                return rank, ("exception", f"ended with exit code {code[1]}")
+            return rank, ("signal", f"killed ({what})")
+    return None
+
+
+def _output(folder: Path, job: str) -> str:
+    """What Slurm, srun and the ranks wrote into the job's own files; of what the function printed, nothing."""
+    texts = []
+    for path in sorted(folder.glob(f"{job}_*_log.*")):
+        try:
+            texts.append(path.read_text(errors="replace"))
+        except OSError:
+            continue
+    return "".join(texts)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return Signals(number).name
+    except ValueError:
+        return f"signal {number}"
