@@ -28,6 +28,7 @@ PACKAGES = ("bench", "kernels", "pose", "slurm")
 RESUBMISSIONS = 3  # of a trial whose nodes were taken away, by one launcher
 SETTLE_SECONDS = 5.0  # between a job's end and the verdict on it: its last files may be on their way from another node
 POLL_SECONDS = (1.0, 15.0)  # from the first look to the last of a long wait
+BACK = ("PENDING", "REQUEUED", "REQUEUE_HOLD")  # where a job is before it runs, the first time or again
 LINE_SECONDS = 60.0  # between lines that say what is still running
 
 
@@ -271,7 +272,7 @@ class Dispatcher:
                 changed = True
                 if state.name == "RUNNING":
                     print(f"{self._labels[name]}: job {job.id} runs on {state.nodes or 'this machine'}", flush=True)
-                elif before is not None and before.name == "RUNNING" and state.alive and state.name != "COMPLETING":
+                elif before is not None and state.name in BACK and before.name not in BACK:
                     print(f"{self._labels[name]}: job {job.id} is {_words(state)} again", flush=True)
             self._waiting.states[name] = state
             if state.hopeless:

@@ -50,6 +50,8 @@ class Learner:
                     module.eval()
         self.average = Average(self.network, config.ema) if config.ema is not None else None
         self._parallel = self._shared_out() if ranks.world_size > 1 else None
+        if self._parallel is not None and not config.graph:  # a graph's own runs beforehand do the same
+            self._settle(self._parallel)
         self._forward: Callable[[Tensor], Tensor] = self._parallel or self.network
         if config.compile != "off":
             self._forward = torch.compile(
@@ -150,6 +152,23 @@ class Learner:
 
             parallel.register_comm_hook(None, bf16_compress_hook)
         return parallel
+
+    def _settle(self, parallel: DistributedDataParallel) -> None:
+        """Have DDP lay out its buckets for good, which it does after its first backward pass, on nothing.
+
+        Where in a bucket a gradient lies decides in which order three or more ranks add it up. The first step of a run
+        that goes on from a checkpoint would otherwise have other last bits than the same step of one never stopped.
+        """
+        shape = self.recipe.input
+        before = [buffer.detach().clone() for buffer in self.network.buffers()]
+        noise = torch.zeros((2, shape.channels, shape.size, shape.size), device=self.ranks.device, dtype=self.dtype)
+        with autocast(self.recipe.train.precision, self.ranks.device):
+            pred = parallel(noise.contiguous(memory_format=self.memory_format))
+        pred.sum().backward()
+        for parameter in self.network.parameters():
+            parameter.grad = None
+        for buffer, value in zip(self.network.buffers(), before, strict=True):
+            buffer.copy_(value)
 
     def _unsummed(self, more_to_come: bool) -> AbstractContextManager[Any]:
         return self._parallel.no_sync() if self._parallel is not None and more_to_come else nullcontext()

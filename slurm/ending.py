@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
 from typing import Literal
 
 from slurm.marks import Mark, read_marks
-from slurm.states import GONE, JobState
+from slurm.states import GONE, JobState, expanded
 
 Kind = Literal["exception", "signal", "out_of_memory", "timeout", "node_fail", "preempted", "cancelled"]
 
 TAIL_LINES = 40
-_OUT_OF_MEMORY = re.compile(r"oom[-_ ]kill|out of memory|exceeded (job|step) memory limit", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(r"oom[-_ ]kill|out of memory|exceeded (job |step )?memory limit", re.IGNORECASE)
+# The same, said on the node that it happened on
+_OUT_OF_MEMORY_HERE = re.compile(r"oom[-_ ]kill|exceeded memory limit", re.IGNORECASE)
 _TASKS = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (.+)")
 
 
@@ -33,25 +36,25 @@ class Ending:
 
 def ending(state: JobState, folder: Path, job: str, ranks: int, minutes: int | None = None) -> Ending:
     """How `job`, whose files lie in `folder` and which is no longer alive, ended; it has not done its work."""
-    marks = read_marks(folder, job, ranks)
-    texts = _output(folder, job)
-    told = _told(marks) or _killed(texts, ranks)
-    rank, how = told if told is not None else (None, None)
-    culprit = next((mark for mark in marks if mark.rank == rank), None)
-    who = f"rank {rank} of {ranks}: " if rank is not None and ranks > 1 else ""
-    where = f" on {culprit.host}" if culprit is not None else ""
-    kind, message = _of_state(state, texts, minutes)
-    if kind in ("exception", "signal") and how is not None:
+    marks, texts = read_marks(folder, job, ranks), _outputs(folder, job)
+    text = "".join(texts.values())
+    kind, message = _of_state(state, text, minutes)
+    rank, how = _told(marks) or _first_killed(text, range(ranks)) or (None, None)
+    if kind == "out_of_memory":
+        rank = _short_of_memory(texts, text, marks, rank)
+    elif kind in ("exception", "signal") and how is not None:
         kind, message = how
-    if kind in ("signal", "out_of_memory"):
-        message += where
+    culprit = next((mark for mark in marks if mark.rank == rank), None)
+    if kind in ("exception", "signal", "out_of_memory"):
+        where = f" on {culprit.host}" if culprit is not None and kind != "exception" else ""
+        message = (f"rank {rank} of {ranks}: " if rank is not None and ranks > 1 else "") + message + where
     return Ending(
         kind,
-        message=who + message if kind in ("exception", "signal", "out_of_memory") else message,
+        message=message,
         rank=rank if ranks > 1 else None,
         attempt=max((mark.attempt for mark in marks), default=0),
         traceback=culprit.error if culprit is not None else None,
-        log="".join(texts.splitlines(keepends=True)[-TAIL_LINES:]) or None,
+        log="".join(text.splitlines(keepends=True)[-TAIL_LINES:]) or None,
     )
 
 
@@ -85,28 +88,40 @@ def _told(marks: Sequence[Mark]) -> tuple[int, tuple[Kind, str]] | None:
     return first.rank, ("exception", last_line or f"ended with exit code {first.exit_code}")
 
 
-def _killed(texts: str, ranks: int) -> tuple[int, tuple[Kind, str]] | None:
-    """The first rank of which srun says that it ended badly."""
-    for match in _TASKS.finditer(texts):
-        rank = int(re.split("[,-]", match[2])[0])
-        if rank < ranks:
-            what = match[3].strip()
-            code = re.fullmatch(r"Exited with exit code (\d+)", what)
-            if code:
-                return rank, ("exception", f"ended with exit code {code[1]}")
-            return rank, ("signal", f"killed ({what})")
+def _first_killed(text: str, among: Collection[int]) -> tuple[int, tuple[Kind, str]] | None:
+    """The first rank `among` these of which srun says that it ended badly."""
+    for match in _TASKS.finditer(text):
+        rank = next((number for number in expanded(match[2]) if number in among), None)
+        if rank is None:
+            continue
+        what = match[3].strip()
+        code = re.fullmatch(r"Exited with exit code (\d+)", what)
+        if code:
+            return rank, ("exception", f"ended with exit code {code[1]}")
+        return rank, ("signal", f"killed ({what})")
     return None
 
 
-def _output(folder: Path, job: str) -> str:
-    """What Slurm, srun and the ranks wrote into the job's own files; of what the function printed, nothing."""
-    texts = []
-    for path in sorted(folder.glob(f"{job}_*_log.*")):
-        try:
-            texts.append(path.read_text(errors="replace"))
-        except OSError:
-            continue
-    return "".join(texts)
+def _short_of_memory(texts: dict[int, str], text: str, marks: Sequence[Mark], otherwise: int | None) -> int | None:
+    """A rank of the node that ran out of memory: its step manager says so in the output of a rank there."""
+    teller = next((rank for rank, own in texts.items() if _OUT_OF_MEMORY_HERE.search(own)), None)
+    if teller is None:
+        return otherwise
+    host = next((mark.host for mark in marks if mark.rank == teller), None)
+    there = {mark.rank for mark in marks if mark.host == host} or {teller}
+    first = _first_killed(text, there)
+    return first[0] if first is not None else teller
+
+
+def _outputs(folder: Path, job: str) -> dict[int, str]:
+    """By rank what Slurm, srun and the rank wrote into the job's own files; of what the function printed, nothing."""
+    texts = {}
+    for path in folder.glob(f"{job}_*_log.*"):
+        number = path.name.removeprefix(f"{job}_").partition("_")[0]
+        if number.isdecimal():
+            with suppress(OSError):
+                texts[int(number)] = path.read_text(errors="replace")
+    return dict(sorted(texts.items()))
 
 
 def _signal_name(number: int) -> str:

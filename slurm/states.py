@@ -131,7 +131,7 @@ def _accounting(jobs: Collection[str]) -> dict[str, JobState] | None:
             continue
         (job, _, step), (state, _, by) = fields[0].partition("."), fields[1].partition(" ")
         exit_code, signal = _exit(fields[2])
-        for one in _expanded(job):
+        for one in _members(job):
             if not step:
                 nodes = "" if fields[3] == "None assigned" else fields[3]
                 found[one] = JobState(state, by, nodes, exit_code, signal)
@@ -157,16 +157,19 @@ def _exit(text: str) -> tuple[int, int]:
     return int(code) if code.isdecimal() else 0, int(signal) if signal.isdecimal() else 0
 
 
-def _expanded(job: str) -> list[str]:
-    """ "12_[3-5,8%2]", the members of an array that still wait, one by one."""
+def _members(job: str) -> list[str]:
+    """Of "12_[3-5,8%2]", what still waits of an array, the ids one by one."""
     match = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", job)
-    if match is None:
-        return [job]
+    return [f"{match[1]}_{number}" for number in expanded(match[2])] if match else [job]
+
+
+def expanded(ranges: str) -> list[int]:
+    """The numbers of "3-5,8"."""
     numbers: list[int] = []
-    for part in match[2].split(","):
+    for part in ranges.split(","):
         first, _, last = part.partition("-")
         numbers += range(int(first), int(last or first) + 1)
-    return [f"{match[1]}_{number}" for number in numbers]
+    return numbers
 
 
 def _output(*command: str) -> str | None:
