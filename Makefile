@@ -1,6 +1,7 @@
 # make bench: the main job.  make test: the tests.  make stress: tests that take minutes.  make lint: style and types.
-# Each sets up .venv first.
-.PHONY: bench test stress lint
+# make slurm-packages: what the tests of SLURM jobs need, as root.  make slurm-demo: a two-node experiment on it.
+# Each but slurm-packages sets up .venv first.
+.PHONY: bench test stress lint slurm-packages slurm-demo
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -19,6 +20,14 @@ lint: .venv/ready
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+slurm-packages:
+	slurm/mini_cluster.sh packages
+
+slurm-demo: .venv/ready
+	slurm/mini_cluster.sh start
+	eval "$$(slurm/mini_cluster.sh env)" && OMP_WAIT_POLICY=PASSIVE $(RUN) -m bench.run configs/slurm_smoke.yaml \
+	    --cluster slurm; code=$$?; slurm/mini_cluster.sh stop; exit $$code
 
 # Made anew whenever the requirements change
 .venv/ready: pyproject.toml constraints.txt
