@@ -57,8 +57,8 @@ class System(Section):
     time: Time = 60
     signal_seconds: Positive = 120  # how long before the time limit a trial is told to save
     exclusive: bool = False  # nodes are not shared with other jobs
-    modules: list[Word] = Field([])
-    setup: list[str] = Field([])  # lines of shell that a job runs before its ranks start
+    modules: list[Word] = Field(default=[])
+    setup: list[str] = Field(default=[])  # lines of shell that a job runs before its ranks start
     max_running: Positive | None = None  # trials at a time
 
 
