@@ -11,11 +11,12 @@ from pathlib import Path
 
 from bench import caches, submissions
 from bench.checkout import CODE, checkout
+from bench.experiment import TRIALS
 from bench.launch import finished_result, in_short, prepared_call, terminated_like_interrupted
 from bench.outcome import NOT_ITS_FAULT, failure_of
 from bench.plan import Trial
 from bench.resources import MAX_REQUEUES
-from bench.result import FAILURE, Failure, write_record
+from bench.result import FAILURE, RESULT, THROUGHPUT, Failure, write_record
 from bench.submissions import Job
 from pose.errors import InputError
 from slurm.cluster import Slurm
@@ -326,9 +327,14 @@ def cancel(jobs: Iterable[Job]) -> list[str]:
 
 
 def refuse_alive(out: Path, but_of: str = "") -> None:
-    """Raise `InputError` where jobs that were sent to another cluster than `but_of` are alive."""
+    """Raise `InputError` where jobs that were sent to another cluster than `but_of` are alive and have no result."""
+    unfinished = [
+        job
+        for job in submissions.latest(submissions.read_all(out)).values()
+        if not any((out / TRIALS / job.trial / record).exists() for record in (RESULT, THROUGHPUT))
+    ]
     for kind in {"local", "slurm"} - {but_of}:
-        jobs = [job for job in submissions.latest(submissions.read_all(out)).values() if job.submission.cluster == kind]
+        jobs = [job for job in unfinished if job.submission.cluster == kind]
         if not jobs:
             continue
         try:

@@ -19,7 +19,7 @@ from slurm.call import Call
 from slurm.request import Refused, Request, exports
 from slurm.states import JobState, named, names, states
 
-LARGEST_ARRAY = 1000  # Slurm's own limit where the cluster does not tell one
+LARGEST_ARRAY = 1001  # Slurm's own limit where the cluster does not tell one
 _SUBMITTING_SECONDS = 120.0
 
 
@@ -97,7 +97,7 @@ class Slurm:
         """How many jobs an array may have."""
         shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, check=False).stdout
         limit = re.search(r"MaxArraySize\s*=\s*(\d+)", shown)
-        return int(limit[1]) - 1 if limit else LARGEST_ARRAY  # the limit is of the highest index, and counts from 0
+        return int(limit[1]) if limit else LARGEST_ARRAY  # one more than the highest index
 
 
 def script(

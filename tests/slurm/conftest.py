@@ -31,6 +31,6 @@ def cluster(_cluster: MiniCluster) -> Iterator[MiniCluster]:
 
 
 @pytest.fixture(scope="module")
-def cluster_without_accounting() -> Iterator[MiniCluster]:
-    """sacct fails there."""
-    yield from _started(MINI_SLURM_ACCOUNTING="none")
+def plain_cluster() -> Iterator[MiniCluster]:
+    """Without accounting, and its arrays are of four jobs at most."""
+    yield from _started(MINI_SLURM_ACCOUNTING="none", MINI_SLURM_MAX_ARRAY="4")

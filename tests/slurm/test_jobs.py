@@ -183,6 +183,21 @@ def test_cancel_ends_what_this_experiment_sent_and_nothing_else(
     assert "was cancelled" in shown
 
 
+def test_more_trials_than_an_array_may_hold_make_several_and_keep_the_limit(
+    plain_cluster: MiniCluster, face_set: Path, tmp_path: Path
+) -> None:
+    variants = {name: {"train": {"lr": 1e-3 + 1e-5 * i}} for i, name in enumerate("abcdef")}
+    path = config(tmp_path, face_set, ranks=1, variants=variants, train={"steps": 2}, resources={"max_running": 2})
+    sent = run(plain_cluster, path, "--out", tmp_path / "out", "--detach")
+    assert sent.returncode == 3
+    assert "4 trials: sent as jobs 1_0 to 1_3, 2 at a time" in sent.stdout
+    assert "2 trials: sent as jobs" in sent.stdout
+    assert "afterany:1" in plain_cluster.run("squeue", "-h", "-o", "%E")
+    ended = run(plain_cluster, path, "--out", tmp_path / "out")
+    assert ended.returncode == 0, ended.stderr
+    assert len(plain_cluster.jobs()) == 6
+
+
 @pytest.mark.parametrize(
     ("resources", "message"),
     [
