@@ -104,8 +104,18 @@ class Local:
 
 def _is_job(job: str, folder: Path) -> bool:
     """Whether process `job` runs what submitit starts for `folder`: a number may be another's process by now."""
-    words = _words(Path("/proc") / job / "cmdline")
+    for _ in range(20):
+        words = _words(Path("/proc") / job / "cmdline")
+        if any(words) or not words or _is_zombie(job):
+            break
+        time.sleep(0.01)  # it is just being started, and has no command line yet
     return b"submitit.local._local" in words and os.fsencode(str(folder.absolute())) in words
+
+
+def _is_zombie(job: str) -> bool:
+    with suppress(OSError, IndexError):
+        return (Path("/proc") / job / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return True
 
 
 def _ranks(job: str) -> int:
