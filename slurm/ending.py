@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from signal import Signals
+from signal import Signals, strsignal
 from typing import Literal
 
 from slurm.marks import Mark, read_marks
@@ -39,7 +39,10 @@ def ending(state: JobState, folder: Path, job: str, ranks: int, minutes: int | N
     marks, texts = read_marks(folder, job, ranks), _outputs(folder, job)
     text = "".join(texts.values())
     kind, message = _of_state(state, text, minutes)
-    rank, how = _told(marks) or _first_killed(text, range(ranks)) or (None, None)
+    # srun tells in order; a rank that another one took down may note an end of its own before it is killed
+    first = _first_killed(text, range(ranks))
+    told = _told([mark for mark in marks if first is None or mark.rank == first[0]])
+    rank, how = told or first or (None, None)
     if kind == "out_of_memory":
         rank = _short_of_memory(texts, text, marks, rank)
     elif kind in ("exception", "signal") and how is not None:
@@ -98,7 +101,9 @@ def _first_killed(text: str, among: Collection[int]) -> tuple[int, tuple[Kind, s
         code = re.fullmatch(r"Exited with exit code (\d+)", what)
         if code:
             return rank, ("exception", f"ended with exit code {code[1]}")
-        return rank, ("signal", f"killed ({what})")
+        described = what.removesuffix(" (core dumped)")
+        name = next((number.name for number in Signals if strsignal(number) == described), described)
+        return rank, ("signal", f"killed by {name}")
     return None
 
 

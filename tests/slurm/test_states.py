@@ -128,4 +128,17 @@ def test_of_ranks_that_were_killed_srun_names_the_first(tmp_path: Path) -> None:
     text = "srun: error: node2: task 3: Segmentation fault\nsrun: error: node1: tasks 0-1: Killed\n"
     (tmp_path / "12_0_log.out").write_text(text)
     found = ending(JobState("FAILED", signal=11), tmp_path, "12", ranks=4)
-    assert (found.kind, found.rank, found.message) == ("signal", 3, "rank 3 of 4: killed (Segmentation fault)")
+    assert (found.kind, found.rank, found.message) == ("signal", 3, "rank 3 of 4: killed by SIGSEGV")
+
+
+def test_a_rank_that_was_killed_is_the_cause_and_not_what_the_others_noted_before_they_were(tmp_path: Path) -> None:
+    marks = [begin(tmp_path, "12", rank, attempt=0) for rank in range(2)]
+    end(tmp_path, "12", marks[0], 3, None)
+    text = "srun: error: node2: task 1: Killed\nsrun: error: node1: task 0: Exited with exit code 3\n"
+    (tmp_path / "12_0_log.out").write_text(text)
+    found = ending(JobState("FAILED", signal=9), tmp_path, "12", ranks=2)
+    assert (found.kind, found.rank, found.message) == (
+        "signal",
+        1,
+        f"rank 1 of 2: killed by SIGKILL on {marks[1].host}",
+    )
