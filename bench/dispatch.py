@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from bench import caches, submissions
@@ -19,6 +20,7 @@ from bench.resources import MAX_REQUEUES
 from bench.result import FAILURE, RESULT, THROUGHPUT, Failure, write_record
 from bench.submissions import Job
 from pose.errors import InputError
+from slurm.backend import Kind, backend
 from slurm.cluster import Slurm
 from slurm.local import Local
 from slurm.request import Refused, Request
@@ -78,8 +80,7 @@ class Dispatcher:
         """
         with terminated_like_interrupted():
             self._settle()
-            self._adopt()
-            self._send([trial for trial in self._trials.values() if self._missing(trial)])
+            self._send(self._adopt())
             if detach:
                 return None
             try:
@@ -99,44 +100,41 @@ class Dispatcher:
         """End what a launcher sent that died before it knew what: none of that can run without it."""
         for folder, submission in submissions.read_all(self._out):
             if submission.jobs is None:
-                cluster = Slurm() if submission.cluster == "slurm" else Local()
                 try:
-                    for job in cluster.end_orphans(submission.name, folder):
+                    for job in backend(submission.cluster).end_orphans(submission.name, folder):
                         print(f"job {job} was sent by a launcher that died meanwhile: cancelled", file=sys.stderr)
                 except Silent as error:
                     raise InputError(f"{error}: cannot tell what was sent before; try again later") from None
                 submissions.write(submission.model_copy(update={"jobs": []}), folder)
 
-    def _adopt(self) -> None:
-        """Find the jobs of earlier launchers."""
-        unfinished = [trial for trial in self._trials.values() if self._to_do(trial)]
-        done = len(self._trials) - len(unfinished)
+    def _adopt(self) -> list[Trial]:
+        """Find the jobs of earlier launchers; returns the trials that have neither a result nor a job."""
+        everything = list(self._trials.values())
+        unfinished = [
+            trial
+            for trial in everything
+            if finished_result(trial, self._out) is None or caches.wanted_again(trial, everything, self._out)
+        ]
+        done = len(everything) - len(unfinished)
         if done:
-            print(f"{done} of {len(self._trials)} trials: done before")
-        jobs = submissions.latest(submissions.read_all(self._out))
-        mine = {trial.id: jobs[trial.id] for trial in unfinished if trial.id in jobs}
+            print(f"{done} of {len(everything)} trials: done before")
         refuse_alive(self._out, but_of=self._cluster.kind)
-        mine = {trial: job for trial, job in mine.items() if job.submission.cluster == self._cluster.kind}
+        jobs = submissions.latest(submissions.read_all(self._out))
+        mine = [jobs[trial.id] for trial in unfinished if trial.id in jobs]
+        mine = [job for job in mine if job.submission.cluster == self._cluster.kind]
         try:
-            states = self._look(mine.values())
+            states = submissions.look(mine, self._cluster)
         except Silent as error:
             raise InputError(f"{error}: cannot tell what was sent before; try again later") from None
-        for name, job in mine.items():
-            state = states[job.id]
+        for job in mine:
+            label, state = self._labels[job.trial], states[job.id]
             if state.alive:
-                self._waiting.jobs[name] = job
-                print(f"{self._labels[name]}: job {job.id} is {_words(state)}")
+                self._waiting.jobs[job.trial] = job
+                print(f"{label}: job {job.id} is {_words(state)}")
             else:
-                failure = failure_of(job, state, self._trials[name].folder(self._out))
-                print(f"{self._labels[name]}: FAILED before ({failure.message}); runs again", file=sys.stderr)
-
-    def _to_do(self, trial: Trial) -> bool:
-        return finished_result(trial, self._out) is None or caches.wanted_again(
-            trial, list(self._trials.values()), self._out
-        )
-
-    def _missing(self, trial: Trial) -> bool:
-        return trial.id not in self._waiting.jobs and self._to_do(trial)
+                failure = failure_of(job, state, self._trials[job.trial].folder(self._out))
+                print(f"{label}: FAILED before ({failure.message}); runs again", file=sys.stderr)
+        return [trial for trial in unfinished if trial.id not in self._waiting.jobs]
 
     # What is sent
 
@@ -189,12 +187,18 @@ class Dispatcher:
         wanted = {trial.shared for trial in trials if trial.caches == "warm"}
         return [trial.id for trial in self._trials.values() if trial.caches == "cold" and trial.shared in wanted]
 
+    @cached_property
+    def _code(self) -> tuple[tuple[str | None, bool | None], Path]:
+        """Commit and copy of the code, the same for all that this launcher sends."""
+        commit = checkout(CODE)
+        packages = [CODE / package for package in PACKAGES]
+        return commit, snapshot(packages, self._out.absolute() / submissions.CODE, *commit)
+
     def _submit(self, trials: Sequence[Trial], after: Sequence[str]) -> list[Job]:
         request = self._requests[trials[0].id]
         folder = submissions.new_folder(self._out)
         name = submissions.job_name(trials[0].experiment, folder)
-        commit = checkout(CODE)
-        code = snapshot([CODE / package for package in PACKAGES], self._out.absolute() / submissions.CODE, *commit)
+        commit, code = self._code
         calls = []
         for trial in trials:
             call = prepared_call(trial, self._out, request.gpus_per_rank > 0 if self._cluster.detached else None)
@@ -230,10 +234,10 @@ class Dispatcher:
 
         pause = POLL_SECONDS[0]
         silent = False
-        with watching(self._out, len(self._trials), LINE_SECONDS) as show:
+        with watching(self._out, LINE_SECONDS) as show:
             while self._waiting.jobs or self._held:
                 try:
-                    states = self._look(self._waiting.jobs.values())
+                    states = submissions.look(self._waiting.jobs.values(), self._cluster)
                     if silent:
                         print("the cluster answers again", file=sys.stderr)
                     silent = False
@@ -306,40 +310,31 @@ class Dispatcher:
         for known in (self._waiting.jobs, self._waiting.states, self._waiting.over_since):
             known.pop(name, None)
 
-    def _look(self, jobs: Iterable[Job]) -> dict[str, JobState]:
-        jobs = list(jobs)
-        return self._cluster.look([job.id for job in jobs], {job.id: job.folder for job in jobs})
-
 
 def cancel(jobs: Iterable[Job]) -> list[str]:
     """End those of `jobs` that are alive, each on the cluster it was sent to; returns the ids of those."""
-    ended: list[str] = []
-    by_name: dict[tuple[str, str], list[Job]] = {}
+    by_folder: dict[Path, list[Job]] = {}
     for job in jobs:
-        by_name.setdefault((job.submission.cluster, job.submission.name), []).append(job)
-    for (kind, name), group in by_name.items():
-        ids = [job.id for job in group]
-        if kind == "slurm":
-            ended += Slurm().cancel(ids, name)
-        else:
-            ended += Local().cancel(ids, {job.id: job.folder for job in group})
+        by_folder.setdefault(job.folder, []).append(job)
+    ended: list[str] = []
+    for folder, group in by_folder.items():
+        sent = group[0].submission
+        ended += backend(sent.cluster).cancel([job.id for job in group], name=sent.name, folder=folder)
     return ended
 
 
-def refuse_alive(out: Path, but_of: str = "") -> None:
+def refuse_alive(out: Path, but_of: Kind | None = None) -> None:
     """Raise `InputError` where jobs that were sent to another cluster than `but_of` are alive and have no result."""
     unfinished = [
         job
         for job in submissions.latest(submissions.read_all(out)).values()
         if not any((out / TRIALS / job.trial / record).exists() for record in (RESULT, THROUGHPUT))
     ]
-    for kind in {"local", "slurm"} - {but_of}:
-        jobs = [job for job in unfinished if job.submission.cluster == kind]
-        if not jobs:
+    for kind, jobs in submissions.by_cluster(unfinished).items():
+        if kind == but_of:
             continue
         try:
-            cluster = Slurm() if kind == "slurm" else Local()
-            states = cluster.look([job.id for job in jobs], {job.id: job.folder for job in jobs})
+            states = submissions.look(jobs, backend(kind))
         except (Refused, Silent) as error:
             raise InputError(f"{error}: cannot tell whether jobs that were sent there are still at work") from None
         if any(state.alive for state in states.values()):

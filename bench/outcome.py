@@ -25,16 +25,7 @@ def failure_of(job: Job, state: JobState, trial_folder: Path) -> Failure:
     own = _own(trial_folder)
     if own is not None and own.attempt >= found.attempt and _tells(own, found):
         return own
-    return Failure(
-        kind=found.kind,
-        message=found.message,
-        rank=found.rank,
-        traceback=found.traceback,
-        log=found.log,
-        job=job.id,
-        attempt=found.attempt,
-        checkpoint=own.checkpoint if own is not None else None,
-    )
+    return Failure(**vars(found), job=job.id, checkpoint=own.checkpoint if own is not None else None)
 
 
 def _tells(own: Failure, found: Ending) -> bool:

@@ -253,23 +253,24 @@ def write_record(record: Record, path: Path) -> None:
 
 def read_result(path: Path) -> Result:
     """Read a `result.json`; anything else is an `InputError` naming the file."""
-    return _read(path, Result)
+    return read_record(path, Result)
 
 
 def read_throughput(path: Path) -> ThroughputResult:
     """Read a `throughput.json`; anything else is an `InputError` naming the file."""
-    return _read(path, ThroughputResult)
+    return read_record(path, ThroughputResult)
 
 
 def read_failure(path: Path) -> Failure:
     """Read a `failure.json`; anything else is an `InputError` naming the file."""
-    return _read(path, Failure)
+    return read_record(path, Failure)
 
 
 R = TypeVar("R", bound="Record")
 
 
-def _read(path: Path, kind: type[R]) -> R:
+def read_record(path: Path, kind: type[R]) -> R:
+    """Read a record of this `kind`; anything else is an `InputError` naming the file."""
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

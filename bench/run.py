@@ -125,14 +125,14 @@ def _launch(trials: Sequence[Trial], out: Path, cluster: str, place: _Place | No
         refuse_alive(out)
         return launch(trials, out)
     from bench.dispatch import Dispatcher
-    from slurm.cluster import Slurm
-    from slurm.local import Local
+    from slurm.backend import backend
     from slurm.request import Refused
 
     requests = {trial.id: place.requests[trial.variant] for trial in trials}
     try:
-        backend = Slurm() if cluster == "slurm" else Local()
-        return Dispatcher(trials, out, requests, backend, place.parallel).run(detach=detach)
+        return Dispatcher(
+            trials, out, requests, backend("slurm" if cluster == "slurm" else "local"), place.parallel
+        ).run(detach=detach)
     except Refused as error:
         raise InputError(f"--cluster {cluster}: {error}") from None
 

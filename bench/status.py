@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from bench import submissions
-from bench.experiment import CONFIG, TRIALS, read_experiment
+from bench.experiment import TRIALS, read_experiment
 from bench.result import FAILURE, read_failure
 from bench.submissions import Job
 from pose.errors import InputError
+from slurm.backend import backend
 from slurm.request import Refused
 from slurm.states import JobState, Silent
 
@@ -55,21 +56,16 @@ def rows(out: Path, known: Mapping[str, JobState | None] | None = None) -> list[
 
 
 def _ask(jobs: Mapping[str, Job]) -> tuple[dict[str, JobState | None], str]:
-    from slurm.cluster import Slurm
-    from slurm.local import Local
-
+    """The states of `jobs` by trial, and what a cluster says that does not answer."""
     states: dict[str, JobState | None] = {}
     silent = ""
-    for kind in ("slurm", "local"):
-        some = {name: job for name, job in jobs.items() if job.submission.cluster == kind}
-        if not some:
-            continue
+    for kind, some in submissions.by_cluster(jobs.values()).items():
         try:
-            cluster = Slurm() if kind == "slurm" else Local()
-            found = cluster.look([job.id for job in some.values()], {job.id: job.folder for job in some.values()})
-            states |= {name: found[job.id] for name, job in some.items()}
+            found = submissions.look(some, backend(kind))
         except (Silent, Refused) as error:
             silent = str(error)
+        else:
+            states |= {job.trial: found[job.id] for job in some}
     return states, silent
 
 
@@ -78,21 +74,21 @@ def _row(name: str, folder: Path, job: Job | None, state: JobState | None, silen
     from bench.outcome import failure_of
     from bench.trial import STATUS
 
-    status = read_status(folder / STATUS)
-    if job is not None and state is None:
-        return Row(name, "queued", job.id, note=silent or "state not known")
-    if job is not None and state is not None and state.alive:
-        if state.name == "PENDING":
-            return Row(name, "queued", job.id, note=state.reason)
-        return _running(name, status, job.id, state)
+    id, status = job.id if job is not None else "", read_status(folder / STATUS)
     if job is not None and state is not None:
-        return Row(name, "failed", job.id, state.nodes, note=failure_of(job, state, folder).message)
-    if (folder / FAILURE).exists():
+        if state.name == "PENDING":
+            return Row(name, "queued", id, note=state.reason)
+        if state.alive:
+            return _running(name, status, id, state)
+        return Row(name, "failed", id, state.nodes, note=failure_of(job, state, folder).message)
+    if (folder / FAILURE).exists():  # also of a job that its launcher has given up
         try:
-            return Row(name, "failed", note=read_failure(folder / FAILURE).message)
+            return Row(name, "failed", id, note=read_failure(folder / FAILURE).message)
         except (InputError, OSError) as error:
-            return Row(name, "failed", note=str(error))
-    return _running(name, status, "", None) if status else Row(name, "not sent")
+            return Row(name, "failed", id, note=str(error))
+    if job is not None:
+        return Row(name, "queued", id, note=silent or "state not known")
+    return _running(name, status, id, None) if status else Row(name, "not sent")
 
 
 def _running(name: str, status: dict[str, Any], job: str, state: JobState | None) -> Row:
@@ -132,13 +128,13 @@ def show(out: Path) -> None:
 
 
 @contextmanager
-def watching(out: Path, total: int, line_seconds: float) -> Iterator[Callable[[Mapping[str, JobState | None]], None]]:
+def watching(out: Path, line_seconds: float) -> Iterator[Callable[[Mapping[str, JobState | None]], None]]:
     """While a launcher waits: the table on a terminal, a line now and then elsewhere."""
     from rich.console import Console
     from rich.live import Live
 
     console = Console(highlight=False, stderr=True)
-    if console.is_terminal and (out / CONFIG).exists():
+    if console.is_terminal:
         with Live(console=console, auto_refresh=False, transient=True) as live:
             yield lambda known: live.update(_group(rows(out, known)), refresh=True)
         return

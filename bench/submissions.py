@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 import platform
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from bench.result import Record, valid
-from pose.errors import InputError
-from pose.files import write_atomically
+from bench.result import Record, read_record, write_record
+from slurm.backend import Kind
+from slurm.cluster import Slurm
+from slurm.local import Local
+from slurm.states import JobState
 
 JOBS, CODE = "jobs", "code"
 SUBMISSION = "submission.json"
@@ -27,7 +29,7 @@ class Submission(Record):
     """Trials that were sent together. `jobs` holds an id for each; None until the cluster has given them."""
 
     schema_version: Literal[1] = 1
-    cluster: Literal["local", "slurm"]
+    cluster: Kind
     name: str  # of the jobs: no others have it
     trials: list[str]
     jobs: list[str] | None = None
@@ -62,12 +64,12 @@ def job_name(experiment: str, folder: Path) -> str:
 
 
 def write(submission: Submission, folder: Path) -> None:
-    write_atomically(folder / SUBMISSION, submission.model_dump_json(indent=1).encode() + b"\n")
+    write_record(submission, folder / SUBMISSION)
 
 
 def intent(
     name: str,
-    cluster: Literal["local", "slurm"],
+    cluster: Kind,
     trials: Sequence[str],
     ranks: int,
     minutes: int,
@@ -95,14 +97,8 @@ def read_all(out: Path) -> list[tuple[Path, Submission]]:
 
     Raises `InputError` for a record that cannot be read: what was sent cannot be guessed.
     """
-    found = []
-    for path in sorted((out / JOBS).glob(f"*/{SUBMISSION}")):
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{path}: {error.strerror or error}") from None
-        found.append((path.parent.absolute(), _parsed(content, path)))
-    return found
+    paths = sorted((out / JOBS).glob(f"*/{SUBMISSION}"))
+    return [(path.parent.absolute(), read_record(path, Submission)) for path in paths]
 
 
 def everything(submissions: Sequence[tuple[Path, Submission]]) -> list[Job]:
@@ -114,16 +110,19 @@ def everything(submissions: Sequence[tuple[Path, Submission]]) -> list[Job]:
     ]
 
 
+def by_cluster(jobs: Iterable[Job]) -> dict[Kind, list[Job]]:
+    found: dict[Kind, list[Job]] = {}
+    for job in jobs:
+        found.setdefault(job.submission.cluster, []).append(job)
+    return found
+
+
+def look(jobs: Iterable[Job], cluster: Slurm | Local) -> dict[str, JobState]:
+    """What `cluster`, to which they were sent, says of `jobs`, by id. Raises `slurm.states.Silent`."""
+    folders = {job.id: job.folder for job in jobs}
+    return cluster.look(folders, folders)
+
+
 def latest(submissions: Sequence[tuple[Path, Submission]]) -> dict[str, Job]:
     """Of each trial that was sent the last job."""
     return {job.trial: job for job in everything(submissions)}
-
-
-def _parsed(content: bytes, path: Path) -> Submission:
-    import json
-
-    try:
-        values = json.loads(content)
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    return valid(Submission, values, str(path))

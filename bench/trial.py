@@ -129,14 +129,10 @@ def run_trial(argument: str) -> int:
     if rank > 0 and failure.kind in ("non_finite_loss", "interrupted"):
         return 0  # all ranks end here after the same step: the main one tells, and may still have to save
     print(f"error: {failure.message}", file=sys.stderr)
-    failure = failure.model_copy(update={"attempt": _attempt(), "job": os.environ.get(JOB)})
+    failure = failure.model_copy(update={"attempt": int(os.environ.get(ATTEMPT, "0")), "job": os.environ.get(JOB)})
     with suppress(InputError, OSError):  # a full disk: the exit code and the last line tell
         _write_if_first(failure, folder / FAILURE)
     return {"input": EXIT_INPUT, "interrupted": STOPPED}.get(failure.kind, EXIT_FAILED)
-
-
-def _attempt() -> int:
-    return int(os.environ.get(ATTEMPT, "0"))
 
 
 def _of_another_rank(error: Exception) -> bool:

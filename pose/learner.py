@@ -161,9 +161,9 @@ class Learner:
         """
         shape = self.recipe.input
         before = [buffer.detach().clone() for buffer in self.network.buffers()]
-        noise = torch.zeros((2, shape.channels, shape.size, shape.size), device=self.ranks.device, dtype=self.dtype)
+        blank = torch.zeros((2, shape.channels, shape.size, shape.size), device=self.ranks.device, dtype=self.dtype)
         with autocast(self.recipe.train.precision, self.ranks.device):
-            pred = parallel(noise.contiguous(memory_format=self.memory_format))
+            pred = parallel(blank.contiguous(memory_format=self.memory_format))
         pred.sum().backward()
         for parameter in self.network.parameters():
             parameter.grad = None

@@ -5,17 +5,17 @@ from __future__ import annotations
 import importlib
 import os
 import signal
-import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from slurm import marks
+from slurm.client import output
 
 STOPPED = 75  # exit code of a function that was asked to stop, has saved its state and can go on (EX_TEMPFAIL)
 ATTEMPT = "JOB_ATTEMPT"  # environment variable: 0, and one more each time Slurm has put the job back into the queue
@@ -23,7 +23,7 @@ JOB = "JOB_ID"  # the same: Slurm's name of the job
 NODES = "JOB_NODES"  # the same: the nodes it has
 
 _END_SECONDS = 120.0  # for Slurm to end a job that it has been asked to requeue
-_ANSWER_SECONDS = 60.0
+_ANSWER_SECONDS = 60.0  # for what is asked once, at the end
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,6 @@ class Call:
         """The same, of a function that goes on from where it was when it is called again."""
         return replace(self, requeue=True, max_requeues=max_requeues)
 
-    def run(self) -> int:
-        """Call the function in this process, which has its environment."""
-        module, _, name = self.function.partition(":")
-        return int(getattr(importlib.import_module(module), name)(self.argument))
-
     def __call__(self) -> int:
         """Be one rank of a job of submitit's: this is what it pickles."""
         from submitit import JobEnvironment
@@ -71,7 +66,7 @@ class Call:
         with _printing_to(self._own_log(job.global_rank)), requeue.on_signal():
             error = None
             try:
-                code = self.run()
+                code = call_by_name(self.function, self.argument)
             except SystemExit as end:
                 code = end.code if isinstance(end.code, int) else int(end.code is not None)
             except BaseException:
@@ -91,11 +86,18 @@ class Call:
         return self.log.with_name(f"{self.log.stem}.rank-{rank}{self.log.suffix}") if rank else self.log
 
 
+def call_by_name(function: str, argument: str) -> int:
+    """Call `function` ("package.module:name") in this process, which has its environment."""
+    module, _, name = function.partition(":")
+    return int(getattr(importlib.import_module(module), name)(argument))
+
+
 class _Requeue:
     """Has Slurm put this job back into the queue, if that is this rank's to do and the job may."""
 
     def __init__(self, call: Call, job: Any, attempt: int) -> None:
-        self._wanted = call.requeue and job.name() == "slurm" and job.global_rank == 0
+        self._in_slurm = job.name() == "slurm"
+        self._wanted = call.requeue and self._in_slurm and job.global_rank == 0
         self._left = call.max_requeues - attempt
         self._id = job.raw_job_id
 
@@ -107,7 +109,7 @@ class _Requeue:
         A function that listens for both itself, to save, has its own handlers meanwhile.
         """
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
-        signal.signal(signal.SIGTERM, signal.SIG_IGN if self._in_job() else signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if self._in_slurm else signal.SIG_DFL)
         signal.signal(signal.SIGUSR2, lambda *_: self.now())
         try:
             yield
@@ -122,18 +124,16 @@ class _Requeue:
         if self._left <= 0:
             print("not requeued: it has been too often", file=sys.stderr)
             return
-        state = _output("squeue", "-h", "-o", "%T", "-j", self._id)
+        state = (
+            output("squeue", "-h", "-o", "%T", "-j", self._id, seconds=_ANSWER_SECONDS, complaint_shown=True) or ""
+        ).strip()
         if state != "RUNNING":  # cancelled, or requeued already
             print(f"not requeued: the job is {state or 'not known to Slurm'}", file=sys.stderr)
-        elif _output("scontrol", "requeue", self._id) is None:
+        elif output("scontrol", "requeue", self._id, seconds=_ANSWER_SECONDS, complaint_shown=True) is None:
             print("not requeued: Slurm refuses", file=sys.stderr)
             return
         sys.stderr.flush()
         time.sleep(_END_SECONDS)  # a signal does not shorten it; Slurm ends this process meanwhile
-
-    @staticmethod
-    def _in_job() -> bool:
-        return "SLURM_JOB_ID" in os.environ
 
 
 def _distributed(job: Any, attempt: int) -> dict[str, str]:
@@ -174,13 +174,3 @@ def _printing_to(log: Path) -> Iterator[None]:
         for number, old in enumerate(before, start=1):
             os.dup2(old, number)
             os.close(old)
-
-
-def _output(*command: str) -> str | None:
-    """What a client of Slurm's prints, None where it fails."""
-    with suppress(OSError, subprocess.TimeoutExpired):
-        run = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=False)
-        if run.returncode == 0:
-            return run.stdout.strip()
-        print(run.stderr.strip(), file=sys.stderr)
-    return None

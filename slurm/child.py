@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
 import os
 import signal
 import sys
 import traceback
+
+from slurm.call import call_by_name
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -15,8 +16,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def main() -> int:
     function, argument = sys.argv[1:]
     _follow_parent(os.getppid())
-    module, _, name = function.partition(":")
-    return int(getattr(importlib.import_module(module), name)(argument))
+    return call_by_name(function, argument)
 
 
 def _follow_parent(parent: int) -> None:

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -16,11 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from slurm.call import Call
+from slurm.client import output
 from slurm.request import Refused, Request, exports
 from slurm.states import JobState, named, names, states
 
 LARGEST_ARRAY = 1001  # Slurm's own limit where the cluster does not tell one
 _SUBMITTING_SECONDS = 120.0
+_CANCEL_SECONDS = 600.0  # a busy controller takes its time, and what is not cancelled goes on
 
 
 class Slurm:
@@ -66,16 +67,16 @@ class Slurm:
             raise Refused(sentence(str(error))) from None
         return [job.job_id for job in jobs]
 
-    def look(self, jobs: Collection[str], folders: Mapping[str, Path] | None = None) -> dict[str, JobState]:
+    def look(self, jobs: Collection[str], folders: Mapping[str, Path]) -> dict[str, JobState]:
         """The state of each of `jobs`. Raises `slurm.states.Silent`."""
         return states(jobs)
 
-    def cancel(self, jobs: Collection[str], name: str | None = None) -> list[str]:
+    def cancel(self, jobs: Collection[str], *, name: str, folder: Path) -> list[str]:
         """End those of `jobs` that are alive and called `name`; returns them. A number may be another's job by now."""
         alive = names(jobs)
-        ours = [job for job in jobs if job in alive and name in (None, alive[job])]
+        ours = [job for job in jobs if alive.get(job) == name]
         for start in range(0, len(ours), 500):  # a command line has an end
-            subprocess.run(["scancel", *ours[start : start + 500]], capture_output=True, check=False)
+            output("scancel", *ours[start : start + 500], seconds=_CANCEL_SECONDS)
         return ours
 
     def end_orphans(self, name: str, folder: Path) -> list[str]:
@@ -88,15 +89,14 @@ class Slurm:
             time.sleep(0.2)
         found = named(name)
         if found:
-            subprocess.run(["scancel", *found], capture_output=True, check=False)
+            output("scancel", *found, seconds=_CANCEL_SECONDS)
         while named(name) and time.monotonic() < deadline:
             time.sleep(0.5)
         return found
 
     def largest_array(self) -> int:
         """How many jobs an array may have."""
-        shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, check=False).stdout
-        limit = re.search(r"MaxArraySize\s*=\s*(\d+)", shown)
+        limit = re.search(r"MaxArraySize\s*=\s*(\d+)", output("scontrol", "show", "config") or "")
         return int(limit[1]) if limit else LARGEST_ARRAY  # one more than the highest index
 
 

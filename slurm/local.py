@@ -74,9 +74,9 @@ class Local:
             found[job] = JobState("RUNNING" if alive else "COMPLETED")
         return found
 
-    def cancel(self, jobs: Collection[str], folders: Mapping[str, Path]) -> list[str]:
+    def cancel(self, jobs: Collection[str], *, name: str, folder: Path) -> list[str]:
         """Ask those of `jobs` that are alive to stop; returns them."""
-        alive = [job for job in jobs if _is_job(job, folders[job])]
+        alive = [job for job in jobs if _is_job(job, folder)]
         for job in alive:
             with suppress(ProcessLookupError):
                 os.kill(int(job), signal.SIGTERM)  # submitit hands it on

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
-ANSWER_SECONDS = 30.0  # for a client command
+from slurm.client import output
+
 GONE = "GONE"  # neither controller nor accounting knows the job any more
 
 # Of a job that holds or awaits nodes; COMPLETING: its processes are still being ended
@@ -90,7 +90,7 @@ def states(jobs: Collection[str]) -> dict[str, JobState]:
 
 def named(name: str) -> list[str]:
     """Ids of this user's jobs called `name` that are alive. Raises `Silent`."""
-    lines = _output("squeue", "-h", "-o", "%F|%T", "-u", str(os.getuid()), "-n", name)
+    lines = output("squeue", "-h", "-o", "%F|%T", "-u", str(os.getuid()), "-n", name)
     if lines is None:
         raise Silent("squeue does not answer")
     rows = [line.split("|") for line in lines.splitlines()]
@@ -99,7 +99,7 @@ def named(name: str) -> list[str]:
 
 def names(jobs: Iterable[str]) -> dict[str, str]:
     """The names of those of this user's `jobs` that are alive. Raises `Silent`."""
-    lines = _output("squeue", "-h", "-r", "-o", "%i|%j", "-u", str(os.getuid()))
+    lines = output("squeue", "-h", "-r", "-o", "%i|%j", "-u", str(os.getuid()))
     if lines is None:
         raise Silent("squeue does not answer")
     rows = dict(line.split("|", 1) for line in lines.splitlines() if "|" in line)
@@ -108,7 +108,7 @@ def names(jobs: Iterable[str]) -> dict[str, str]:
 
 def _queue() -> dict[str, JobState] | None:
     """All jobs of this user that the controller remembers, None if it does not answer."""
-    lines = _output("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N", "-u", str(os.getuid()))
+    lines = output("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N", "-u", str(os.getuid()))
     if lines is None:
         return None
     found = {}
@@ -121,7 +121,7 @@ def _queue() -> dict[str, JobState] | None:
 def _accounting(jobs: Collection[str]) -> dict[str, JobState] | None:
     """What sacct says of `jobs` and their steps, None if there is no accounting."""
     whole = sorted({job.partition("_")[0] for job in jobs})
-    lines = _output("sacct", "-n", "-P", "-o", "JobID,State,ExitCode,NodeList", "-j", ",".join(whole))
+    lines = output("sacct", "-n", "-P", "-o", "JobID,State,ExitCode,NodeList", "-j", ",".join(whole))
     if lines is None:
         return None
     found: dict[str, JobState] = {}
@@ -143,7 +143,7 @@ def _accounting(jobs: Collection[str]) -> dict[str, JobState] | None:
 
 def _detailed(job: str, state: JobState) -> JobState:
     """`state` with what the controller alone knows of a job that has ended."""
-    text = _output("scontrol", "-o", "show", "job", job) or ""
+    text = output("scontrol", "-o", "show", "job", job) or ""
     fields = dict(re.findall(r"(\w+)=(\S*)", text.splitlines()[-1] if text else ""))
     exit_code, signal = _exit(fields.get("ExitCode", "0:0"))
     reason = fields.get("Reason", "")
@@ -170,12 +170,3 @@ def expanded(ranges: str) -> list[int]:
         first, _, last = part.partition("-")
         numbers += range(int(first), int(last or first) + 1)
     return numbers
-
-
-def _output(*command: str) -> str | None:
-    """What a client command prints, None where it is missing, fails or does not answer."""
-    try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return run.stdout if run.returncode == 0 else None

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from slurm import states as module
 from slurm.ending import ending
 from slurm.marks import begin, end
 from slurm.states import JobState, Silent, Step, states
@@ -82,7 +81,7 @@ def test_a_cluster_that_says_nothing_is_no_end_of_a_job(commands: Path) -> None:
 
 
 def test_a_command_that_hangs_is_not_waited_for(commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr("slurm.client.ANSWER_SECONDS", 0.3)
     (commands / "squeue").write_text("#!/bin/sh\nexec sleep 60\n")
     (commands / "squeue").chmod(0o755)
     program(commands, "sacct", SACCT)
