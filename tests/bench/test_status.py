@@ -18,7 +18,7 @@ NAMES = {"a": "a-s0-0123456789", "b": "b-s0-0123456789", "c": "c-s0-0123456789"}
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     """An experiment of three trials, the first two of which were sent as jobs."""
-    values = {"name": "e", "variants": dict.fromkeys(NAMES, {}), "baseline": "a", "seeds": [0]}
+    values = {"name": "e", "variants": {name: {} for name in NAMES}, "baseline": "a", "seeds": [0]}
     write_yaml(tmp_path / "experiment.yaml", {**values, "trials": list(NAMES.values())})
     sent = intent("e-1", "slurm", [NAMES["a"], NAMES["b"]], 1, 10, True, ("abc", False))
     write(sent.model_copy(update={"jobs": ["7_0", "7_1"]}), tmp_path / "jobs/20260101-000000.0-1")
