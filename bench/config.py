@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +18,7 @@ from pose.yaml_layers import Layers, merge, read_layers
 VARIABLE = ("input", "model", "loss", "train", "evaluate")
 
 Measure = Literal["training", "throughput", "time_to_nme"]
+Subset = Literal["test", "pose", "expression", "illumination", "makeup", "occlusion", "blur"]
 
 VariantName = Annotated[str, Field(pattern=NAME)]
 
@@ -27,6 +28,21 @@ class Gates(Section):
 
     op_error: bool = True  # every variant's loss and gradient are within their limits of float64
     mean_shape_ratio: PositiveFloat | None = None  # test NME at most this multiple of the mean shape's
+    trajectory: bool = False  # the levels of parity below the NME: see `bench.levels`
+    evaluation: bool = False
+    # Of a throughput: variant -> so many times as fast as the baseline at least, by the lower end of the interval
+    speedup: dict[VariantName, PositiveFloat] = Field(default={})
+
+
+class Parity(Section):
+    """What "the same NME" means, fixed before any trial runs. An experiment with this section gates on it."""
+
+    margin: PositiveFloat = 0.05  # NME x 100: differences within it do not matter
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05  # of each one-sided test
+    gating: list[Subset] = Field(default=["test"])  # the other subsets inform
+    against: dict[VariantName, VariantName] = Field(default={})  # variant -> what it is compared with, not the baseline
+    levels: bool = True  # also measure the levels below: op, trajectory, evaluation
+    trajectory_steps: Annotated[int, Field(ge=3)] = 20
 
 
 class ThroughputOptions(Section):
@@ -53,11 +69,22 @@ class Experiment(Recipe):
     baseline: str = ""  # by default the first variant
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field([0])
     gates: Gates = Gates()
+    parity: Parity | None = None
     resources: Resources = Resources()  # what a trial asks of a cluster
+
+    @property
+    def compared(self) -> dict[str, str]:
+        """Every variant that is compared with another, and with which."""
+        return compared(self.variants, self.baseline, self.parity.against if self.parity is not None else {})
 
     def recipe(self) -> dict[str, Any]:
         """The part that is a recipe, as plain values."""
         return self.model_dump(mode="json", include=set(Recipe.model_fields))
+
+
+def compared(variants: Iterable[str], baseline: str, against: Mapping[str, str]) -> dict[str, str]:
+    """Every variant that is compared with another, and with which: the baseline, or what `against` names."""
+    return {name: against.get(name, baseline) for name in variants if name in against or name != baseline}
 
 
 def load_experiment(path: Path | str, settings: Sequence[str] = ()) -> tuple[Experiment, dict[str, Recipe]]:
@@ -84,6 +111,14 @@ def load_experiment(path: Path | str, settings: Sequence[str] = ()) -> tuple[Exp
 def _fitted_to_measure(experiment: Experiment, recipes: dict[str, Recipe], layers: Layers) -> Experiment:
     """`experiment` with the section of what it measures; refuses what does not go with that."""
     measure = experiment.measure
+    if experiment.parity is not None:
+        _refuse_odd_pairs(experiment, layers)
+    for name in experiment.gates.speedup:
+        if measure != "throughput" or name not in experiment.variants or name == experiment.baseline:
+            raise InputError(
+                f"{layers.origin(('gates', 'speedup', name))}: gates.speedup.{name}: wanted a variant "
+                "beside the baseline, of an experiment with measure: throughput"
+            )
     for key in ("throughput", "time_to_nme"):
         if key != measure and getattr(experiment, key) is not None:
             raise InputError(f"{layers.origin((key,))}: {key}: goes with measure: {key}, and measure is {measure}")
@@ -104,6 +139,26 @@ def _fitted_to_measure(experiment: Experiment, recipes: dict[str, Recipe], layer
                     "time_to_nme looks at the evaluations during training"
                 )
     return experiment
+
+
+def _refuse_odd_pairs(experiment: Experiment, layers: Layers) -> None:
+    assert experiment.parity is not None
+    if experiment.measure != "training":
+        raise InputError(
+            f"{layers.origin(('parity',))}: parity: goes with measure: training, and measure is {experiment.measure}"
+        )
+    known = ", ".join(experiment.variants)
+    for name, other in experiment.parity.against.items():
+        where = f"{layers.origin(('parity', 'against', name))}: parity.against.{name}"
+        for one in (name, other):
+            if one not in experiment.variants:
+                raise InputError(f"{where}: no variant is called {one!r} (variants: {known})")
+        if name == other:
+            raise InputError(f"{where}: a variant is not compared with itself")
+    if len(set(experiment.parity.gating)) < len(experiment.parity.gating):
+        raise InputError(
+            f"{layers.origin(('parity', 'gating'))}: parity.gating: {experiment.parity.gating} names one twice"
+        )
 
 
 def _variant(name: str, layers: Layers) -> Recipe:

@@ -34,6 +34,7 @@ def environment() -> Environment:
         threads=torch.get_num_threads(),
         gpu=torch.cuda.get_device_name() if gpu else None,
         driver=output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if gpu else None,
+        cuda=torch.version.cuda,
         job=os.environ.get(JOB),
         nodes=os.environ[NODES].split(",") if NODES in os.environ else None,
         variables={

@@ -2,7 +2,8 @@
 
     experiment.yaml           the resolved experiment, and the ids of its trials
     trials/VARIANT-sSEED-ID/  one folder per trial; its files are described in `bench.result`. A time to NME has
-                              VARIANT-sSEED-coldREPEAT-ID and -warmREPEAT-, a throughput VARIANT-rREPEAT-ID
+                              VARIANT-sSEED-coldREPEAT-ID and -warmREPEAT-, a throughput VARIANT-rREPEAT-ID, the levels
+                              of parity VARIANT-levels-ID
     gates.json                [{"gate", "variant", "passed", "detail"}, ...]
     contact_sheet.png         faces of the data set, where the runner drew them
 
@@ -27,18 +28,21 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from bench.result import (
     FAILURE,
+    LEVELS,
     RESULT,
     THROUGHPUT,
     Environment,
     Failure,
+    LevelsResult,
     Result,
     ThroughputResult,
     read_failure,
+    read_levels,
     read_result,
     read_throughput,
 )
 from pose.errors import InputError
-from pose.landmarks import NUM_LANDMARKS
+from pose.landmarks import ATTRIBUTES, NUM_LANDMARKS
 
 CONFIG = "experiment.yaml"
 TRIALS = "trials"
@@ -52,6 +56,7 @@ class Trial:
 
     folder: Path
     result: Result
+    file = RESULT
 
     @property
     def label(self) -> str:
@@ -68,6 +73,7 @@ class TimedTrial:
 
     folder: Path
     result: ThroughputResult
+    file = THROUGHPUT
 
     @property
     def label(self) -> str:
@@ -76,6 +82,26 @@ class TimedTrial:
     @property
     def environment(self) -> Environment:
         return self.result.environment
+
+
+@dataclass(frozen=True)
+class LevelsTrial:
+    """A trial of the levels of parity that is done."""
+
+    folder: Path
+    result: LevelsResult
+    file = LEVELS
+
+    @property
+    def label(self) -> str:
+        return f"{self.result.variant} (levels of parity)"
+
+    @property
+    def environment(self) -> Environment:
+        return self.result.environment
+
+
+AnyTrial = Trial | TimedTrial | LevelsTrial
 
 
 @dataclass(frozen=True)
@@ -95,6 +121,7 @@ class Gate(BaseModel):
     variant: str
     passed: bool
     detail: str = ""
+    inconclusive: bool = False  # not passed, for want of results that could tell
 
 
 @dataclass(frozen=True)
@@ -106,6 +133,7 @@ class Experiment:
     config_text: str
     results: tuple[Trial, ...]
     timed: tuple[TimedTrial, ...]  # of an experiment that measures throughput, which has no `results`
+    levels: tuple[LevelsTrial, ...]
     failures: tuple[FailedTrial, ...]
     missing: tuple[str, ...]  # ids of trials with neither a result nor a failure that can be read
     gates: tuple[Gate, ...]
@@ -130,12 +158,12 @@ class Experiment:
     @property
     def done(self) -> int:
         """Trials that have a result."""
-        return len(self.results) + len(self.timed)
+        return len(self.everything)
 
     @property
-    def everything(self) -> tuple[Trial | TimedTrial, ...]:
+    def everything(self) -> tuple[AnyTrial, ...]:
         """All trials that have a result."""
-        return (*self.results, *self.timed)
+        return (*self.results, *self.timed, *self.levels)
 
     def of_variant(self, variant: str) -> list[Trial]:
         """The variant's finished trials, in the order of their seeds; of those that only repeat another the first."""
@@ -161,6 +189,7 @@ def read_experiment(folder: Path | str) -> Experiment:
     problems: list[str] = []
     results: list[Trial] = []
     timed: list[TimedTrial] = []
+    levels: list[LevelsTrial] = []
     record = THROUGHPUT if config.get("measure") == "throughput" else RESULT
     failures: list[FailedTrial] = []
     missing: list[str] = []
@@ -176,6 +205,10 @@ def read_experiment(folder: Path | str) -> Experiment:
                 result = read_result(trial / record)
                 _refuse_foreign(result, trial / record, config)
                 results.append(Trial(trial, result))
+            elif (trial / LEVELS).exists():
+                found = read_levels(trial / LEVELS)
+                _refuse_foreign(found, trial / LEVELS, config)
+                levels.append(LevelsTrial(trial, found))
             elif (trial / FAILURE).exists():
                 failures.append(FailedTrial(trial, *_variant_and_seed(name), read_failure(trial / FAILURE)))
             else:
@@ -200,6 +233,7 @@ def read_experiment(folder: Path | str) -> Experiment:
             trial.result.caches or "",
         )
     )
+    levels.sort(key=lambda trial: variants.index(trial.result.variant))
     timed.sort(key=lambda trial: (variants.index(trial.result.variant), trial.result.repeat))
     return Experiment(
         folder=folder,
@@ -207,6 +241,7 @@ def read_experiment(folder: Path | str) -> Experiment:
         config_text=text,
         results=tuple(results),
         timed=tuple(timed),
+        levels=tuple(levels),
         failures=tuple(failures),
         missing=tuple(missing),
         gates=_read_gates(folder / GATES, problems),
@@ -252,6 +287,8 @@ class FaceErrors:
     side: np.ndarray  # (N,), before padding
     image: np.ndarray  # (N,), paths
     mean_shape_nme: np.ndarray | None
+    attributes: np.ndarray | None = None  # (N, 6) bool, columns as in `pose.landmarks.ATTRIBUTES`; None: not known
+    attributes_known: np.ndarray | None = None  # (6,) bool
 
 
 def read_faces(trial: Path) -> FaceErrors:
@@ -262,6 +299,7 @@ def read_faces(trial: Path) -> FaceErrors:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             columns = {name: file[name] for name in ("nme", "predicted", "true", "center", "side", "image")}
             mean_shape = file.get("mean_shape_nme")
+            flags = {name: file.get(name) for name in ("attributes", "attributes_known")}
     except KeyError as error:
         raise InputError(f"{path}: {error.args[0]}") from None
     except OSError as error:
@@ -291,7 +329,11 @@ def read_faces(trial: Path) -> FaceErrors:
         raise InputError(f"{path}: center and side must be finite, and side positive")
     if mean_shape is not None and mean_shape.shape != (rows,):
         raise InputError(f"{path}: mean_shape_nme has shape {mean_shape.shape}, wanted {(rows,)}")
-    return FaceErrors(**columns, mean_shape_nme=mean_shape)
+    for name, shape in (("attributes", (rows, len(ATTRIBUTES))), ("attributes_known", (len(ATTRIBUTES),))):
+        column = flags[name]
+        if column is not None and (column.shape != shape or column.dtype != bool):
+            raise InputError(f"{path}: {name} is {column.dtype} {column.shape}, wanted bool {shape}")
+    return FaceErrors(**columns, mean_shape_nme=mean_shape, **flags)
 
 
 def _read_config(folder: Path) -> tuple[str, dict[str, Any]]:
@@ -333,7 +375,7 @@ def _read_gates(path: Path, problems: list[str]) -> tuple[Gate, ...]:
     return ()
 
 
-def _refuse_foreign(result: Result | ThroughputResult, path: Path, config: dict[str, Any]) -> None:
+def _refuse_foreign(result: Result | ThroughputResult | LevelsResult, path: Path, config: dict[str, Any]) -> None:
     """A file copied from elsewhere must not pass for a trial of this experiment."""
     if result.experiment != config["name"]:
         raise InputError(f"{path}: belongs to the experiment {json.dumps(result.experiment)}")
@@ -344,7 +386,7 @@ def _refuse_foreign(result: Result | ThroughputResult, path: Path, config: dict[
 
 
 def _variant_and_seed(name: str) -> tuple[str, int | None]:
-    match = re.fullmatch(r"(.+)-(?:s(\d+)(?:-(?:cold|warm)\d+)?|r\d+)-[0-9a-f]+", name)
+    match = re.fullmatch(r"(.+)-(?:s(\d+)(?:-(?:cold|warm)\d+)?|r\d+|levels)-[0-9a-f]+", name)
     if match is None:
         return name, None
     return match[1], int(match[2]) if match[2] is not None else None

@@ -1,4 +1,4 @@
-"""Conditions on finished trials: what makes an experiment pass."""
+"""Conditions on an experiment's results: what makes it pass."""
 
 from __future__ import annotations
 
@@ -8,21 +8,67 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.config import Gates
-from bench.experiment import GATES, Gate
+from bench.experiment import GATES, Experiment, Gate
+from bench.level_verdicts import level_verdicts
+from bench.parity import Comparison, compare
 from bench.result import Result
+from bench.speed_gate import at_least
+from bench.speed_summary import pairs
 from pose.files import write_atomically
 
 
-def judge(gates: Gates, results: Sequence[Result]) -> list[Gate]:
-    """One verdict per gate and trial. A number that is missing or not finite fails."""
+def judge(gates: Gates, experiment: Experiment) -> list[Gate]:
+    """The verdicts on an experiment's results; a number that is missing or not finite fails.
+
+    One per trial for the gates on a trial, one per variant and gating subset for parity, one per variant for the levels
+    below it and for speed.
+    """
     verdicts = []
-    for result in results:
+    for trial in experiment.results:
+        result = trial.result
         label = f"seed {result.seed}" + (f", {result.caches}" if result.caches else "")
         if gates.op_error:
             verdicts.append(_op_error(result, label))
         if gates.mean_shape_ratio is not None:
             verdicts.append(_mean_shape(result, label, gates.mean_shape_ratio))
+    wanted = {"op": gates.op_error, "trajectory": gates.trajectory, "evaluation": gates.evaluation}
+    for level in (one for trial in experiment.levels for one in level_verdicts(trial.result)):
+        if wanted[level.level]:
+            verdicts.append(
+                Gate(
+                    gate=f"level {level.level}",
+                    variant=level.variant,
+                    passed=level.state == "SAME",
+                    inconclusive=level.state == "not measured",
+                    detail=level.sentence,
+                )
+            )
+    if experiment.measure == "training":
+        verdicts += [_parity(one) for one in compare(experiment) if one.gating]
+    for variant, factor in gates.speedup.items():
+        verdicts.append(_speedup(experiment, variant, factor))
     return verdicts
+
+
+def _parity(one: Comparison) -> Gate:
+    return Gate(
+        gate=f"NME parity, {one.subset}",
+        variant=one.variant,
+        passed=one.state == "EQUIVALENT",
+        inconclusive=one.state == "INCONCLUSIVE",
+        detail=f"{one.state} to {one.reference}: {one.sentence}",
+    )
+
+
+def _speedup(experiment: Experiment, variant: str, factor: float) -> Gate:
+    verdict = at_least(pairs(experiment, variant, experiment.baseline), factor)
+    return Gate(
+        gate=f"at least {factor:g} times as fast",
+        variant=variant,
+        passed=verdict.state == "PASSED",
+        inconclusive=verdict.state == "INCONCLUSIVE",
+        detail=f"{verdict.state} against {experiment.baseline}: {verdict.sentence}",
+    )
 
 
 def _op_error(result: Result, label: str) -> Gate:

@@ -68,27 +68,10 @@ def ratio_interval(pairs: Sequence[tuple[float, float]]) -> Interval | None:
 
 
 def student_t(degrees: int, confidence: float = CONFIDENCE) -> float:
-    """The two-sided quantile of Student's t distribution: within +- this lies `confidence` of it.
+    """The two-sided quantile of Student's t distribution: within +- this lies `confidence` of it."""
+    from scipy.special import stdtrit
 
-    The distribution function is the finite series of Abramowitz and Stegun, 26.7.3 and 26.7.4.
-    """
-    low, high = 0.0, 1e4  # beyond the 99.99 % quantile of one degree of freedom, 6,366
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, degrees) < confidence else (low, middle)
-    return (low + high) / 2
-
-
-def _within(t: float, degrees: int) -> float:
-    """P(|T| <= t)."""
-    angle = math.atan(t / math.sqrt(degrees))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = degrees % 2
-    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
-    for k in range(1 + odd, degrees, 2):
-        total += term
-        term *= cosine**2 * k / (k + 1)
-    return 2 / math.pi * (angle + sine * total) if odd else sine * total
+    return float(stdtrit(degrees, (1 + confidence) / 2))
 
 
 def _neighbours_correlation(batches: Sequence[float]) -> float:

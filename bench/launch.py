@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from bench import caches
+from bench.level_verdicts import level_verdicts
 from bench.plan import Trial
 from bench.result import (
     FAILURE,
     Failure,
+    LevelsResult,
     Result,
     ThroughputResult,
     read_failure,
+    read_levels,
     read_result,
     read_throughput,
     write_record,
@@ -29,6 +32,7 @@ from slurm.call import Call
 from slurm.here import Finished, run_here
 
 LOG = "log.txt"
+AnyResult = Result | ThroughputResult | LevelsResult
 
 
 def launch(trials: Sequence[Trial], out: Path) -> str | None:
@@ -60,7 +64,7 @@ def launch(trials: Sequence[Trial], out: Path) -> str | None:
     return None
 
 
-def finished_result(trial: Trial, out: Path) -> Result | ThroughputResult | None:
+def finished_result(trial: Trial, out: Path) -> AnyResult | None:
     """The trial's result if it has a readable one."""
     try:
         result = _read(trial, out) if trial.record(out).exists() else None
@@ -73,9 +77,11 @@ def finished_result(trial: Trial, out: Path) -> Result | ThroughputResult | None
     return result if same == (trial.id, trial.experiment, trial.variant, trial.seed) else None
 
 
-def _read(trial: Trial, out: Path) -> Result | ThroughputResult:
-    read = read_throughput if trial.measure == "throughput" else read_result
-    return read(trial.record(out))
+def _read(trial: Trial, out: Path) -> AnyResult:
+    path = trial.record(out)
+    if trial.measure == "throughput":
+        return read_throughput(path)
+    return read_levels(path) if trial.measure == "levels" else read_result(path)
 
 
 def prepared_call(trial: Trial, out: Path, on_gpu: bool | None = None) -> Call:
@@ -93,7 +99,7 @@ def prepared_call(trial: Trial, out: Path, on_gpu: bool | None = None) -> Call:
         "bench.trial:run_trial",
         str(folder),
         folder / LOG,
-        {**process_environment(trial.recipe, on_gpu), **caches.variables(trial, out)},
+        {**process_environment(trial.recipe, on_gpu, trial.reference), **caches.variables(trial, out)},
     )
 
 
@@ -130,8 +136,10 @@ def _run(trial: Trial, out: Path, label: str) -> Finished:
     return finished
 
 
-def in_short(result: Result | ThroughputResult) -> str:
+def in_short(result: AnyResult) -> str:
     """The figure that a trial was run for."""
+    if isinstance(result, LevelsResult):
+        return ", ".join(f"{one.level} {one.state}" for one in level_verdicts(result))
     if isinstance(result, ThroughputResult):
         return f"{result.training.images_per_second.value:.0f} img/s"
     nme = result.metrics["test"].nme

@@ -20,18 +20,18 @@ LIMITS = {
 }
 
 
-def op_error(config: LossConfig, precision: str, device: torch.device, seed: int = 0) -> OpError:
-    """Compare the loss as `config` computes it in `precision` with the reference formula in float64.
+def op_error(config: LossConfig, precision: str, device: torch.device, seed: int = 0, faces: int = FACES) -> OpError:
+    """Compare the loss of `faces` faces as `config` computes it in `precision` with the reference formula in float64.
 
     The landmarks are as in training: fractions of the crop, errors from 1e-7 to 1, some of weight 0. The same
     inputs, rounded to the precision's dtypes, go to both.
     """
     pred_dtype = _output_dtype(precision, device)
     generator = torch.Generator().manual_seed(seed)
-    target = torch.rand(FACES, LANDMARKS, 2, generator=generator, dtype=torch.float64)
+    target = torch.rand(faces, LANDMARKS, 2, generator=generator, dtype=torch.float64)
     size = 10 ** (torch.rand(target.shape, generator=generator, dtype=torch.float64) * 7 - 7)
     sign = torch.randint(0, 2, target.shape, generator=generator) * 2.0 - 1
-    weight = (torch.rand(FACES, LANDMARKS, 1, generator=generator) > 0.1).double().expand_as(target)
+    weight = (torch.rand(faces, LANDMARKS, 1, generator=generator) > 0.1).double().expand_as(target)
     target_dtype = torch.float64 if pred_dtype == torch.float64 else torch.float32
     target = target.to(device, target_dtype)
     pred = (target.double() + (size * sign).to(device)).to(pred_dtype).requires_grad_()

@@ -59,8 +59,8 @@ def csv_text(experiment: Experiment) -> str:
     import io
 
     from bench.experiment import TRIALS
+    from bench.parity import SUBSETS
     from bench.result import RESULT
-    from bench.summary import SUBSETS
 
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -202,6 +202,7 @@ def html_text(experiment: Experiment) -> str:
     from bench import plots, speed_summary, summary
     from bench.experiment import CONTACT_SHEET, GATES, TRIALS, read_curve, read_faces
     from bench.page import render
+    from bench.parity import SUBSETS
     from bench.samples import contact_sheet_uri, sample_tiles
     from pose.drawing import PREDICTED, TRUE
 
@@ -251,7 +252,7 @@ def html_text(experiment: Experiment) -> str:
         experiment=experiment,
         verdict=summary.verdict(experiment),
         headline=_headline(experiment),
-        subsets=summary.SUBSETS,
+        subsets=SUBSETS,
         counts=summary.face_counts(experiment),
         tables={metric: summary.rows(experiment, metric) for metric in ("nme", "failure_rate", "auc")},
         differences=summary.differences(experiment),

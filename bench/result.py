@@ -1,5 +1,5 @@
-"""The result of one trial: the schemas of `result.json` and `throughput.json`, version 1, and the only code that reads
-or writes them.
+"""The result of one trial: the schemas of `result.json`, `throughput.json` and `levels.json`, version 1, and the only
+code that reads or writes them.
 
 The folder of a trial that trains holds
 
@@ -11,10 +11,12 @@ The folder of a trial that trains holds
     log.txt         everything the trial printed
     status.json     while it runs: phase, step, steps, loss, images_per_second
 
-and that of a trial which measures speed throughput.json (`ThroughputResult`), failure.json, log.txt and status.json.
+and that of a trial which measures speed throughput.json (`ThroughputResult`), failure.json, log.txt and status.json;
+that of a trial of the levels of parity has levels.json (`LevelsResult`) in its place.
 
-`bench/result.schema.json` and `bench/throughput.schema.json` are the same schemas in JSON Schema form. NME, failure
-rate and AUC are fractions. Numbers that do not exist (the NME of an empty subset) are null, never NaN.
+`bench/result.schema.json`, `bench/throughput.schema.json` and `bench/levels.schema.json` are the same schemas in JSON
+Schema form. NME, failure rate and AUC are fractions. Numbers that do not exist (the NME of an empty subset) are null,
+never NaN.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from slurm.ending import Kind as EndingKind
 SCHEMA_VERSION = 1
 RESULT = "result.json"
 THROUGHPUT = "throughput.json"
+LEVELS = "levels.json"
 FAILURE = "failure.json"
 
 
@@ -62,6 +65,7 @@ class Environment(Record):
     gpu: str | None
     driver: str | None
     variables: dict[str, str]  # environment variables that change results or speed
+    cuda: str | None = None  # that torch was built for
     job: str | None = None  # Slurm's number of it
     nodes: list[str] | None = None  # names of the job's nodes
 
@@ -246,6 +250,52 @@ class ThroughputResult(Record):
         return self.training.images_per_second.value / self.world_size
 
 
+class Trajectory(Record):
+    """Two trainings beside each other, step by step, from the same weights and on the same faces.
+
+    One value per step, after it; relative, all 0 for equal bits. `loss`: of the losses; `update`: the distance between
+    the two sets of weights, in parts of how far the reference has gone from where both began; `length`: how much
+    farther than the reference the other has gone from there.
+    """
+
+    loss: list[Measured]
+    update: list[Measured]
+    length: list[Measured]
+    growth: Measured  # factor by which `update` grows per step, fitted to its logarithm; None where it is 0 somewhere
+
+
+class PredictionDifference(Record):
+    """The same weights through two prediction paths: distances between the points they say, in pixels of the crop."""
+
+    faces: int
+    largest: Measured
+    mean: Measured
+    nme: Measured  # of the variant's path less the reference's, a fraction
+
+
+class LevelsResult(Record):
+    """Parity below the NME: one variant beside what it is compared with, without training either to the end."""
+
+    schema_version: Literal[1] = 1
+    trial: str
+    experiment: str
+    variant: str
+    seed: int
+    config: dict[str, Any]  # the variant's resolved config
+    reference: dict[str, Any]  # the same of what it is compared with
+    environment: Environment
+    op_errors: list[OpError]  # by dtype and size, of the variant
+    reference_op_errors: list[OpError]
+    trajectory: Trajectory | None  # None where the two do not fit on the same ranks
+    twin: Trajectory | None  # the reference beside itself with one weight moved by one ulp
+    precision: str  # the coarser one of the two trainings
+    evaluation: PredictionDifference
+    yardstick: PredictionDifference  # the reference's path beside itself with every weight moved by one ulp
+    weights: str  # the trial whose checkpoint was evaluated
+    started: str  # ISO 8601, UTC
+    seconds: float
+
+
 def write_record(record: Record, path: Path) -> None:
     """Write `record` as JSON so that readers see the whole file or none."""
     write_atomically(path, record.model_dump_json(indent=1).encode() + b"\n")
@@ -259,6 +309,11 @@ def read_result(path: Path) -> Result:
 def read_throughput(path: Path) -> ThroughputResult:
     """Read a `throughput.json`; anything else is an `InputError` naming the file."""
     return read_record(path, ThroughputResult)
+
+
+def read_levels(path: Path) -> LevelsResult:
+    """Read a `levels.json`; anything else is an `InputError` naming the file."""
+    return read_record(path, LevelsResult)
 
 
 def read_failure(path: Path) -> Failure:

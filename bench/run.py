@@ -103,7 +103,7 @@ def _run(config: Path, settings: Sequence[str], out: Path | None, cluster: str, 
         report = read_experiment(out)
         missing = len(trials) - report.done
         if not (detach and missing):
-            gates = judge(experiment.gates, [trial.result for trial in report.results])
+            gates = judge(experiment.gates, report)
             write_gates(gates, out)
             report = replace(report, gates=tuple(gates))
             page = write_report(report)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bench.experiment import Experiment, TimedTrial, Trial
+from bench.experiment import AnyTrial, Experiment, Trial
 from bench.interval import Interval, ratio_interval
 from bench.result import Estimate, ThroughputResult
 from bench.summary import rate_text
@@ -97,7 +97,7 @@ def speed_rows(experiment: Experiment) -> list[SpeedRow]:
                 speed=_speed(found),
                 ratio=None
                 if variant == experiment.baseline
-                else _ratio(_pairs(experiment, variant, experiment.baseline)),
+                else _ratio(pairs(experiment, variant, experiment.baseline)),
                 gain=_gain(experiment, variant, found[0], rows[-1] if rows else None),
                 input_alone=_together([one.input_alone.images_per_second for one in found], statistics.geometric_mean),
                 resident=_together([one.resident.images_per_second for one in found], statistics.geometric_mean),
@@ -148,8 +148,8 @@ def scaling_rows(experiment: Experiment) -> list[ScalingRow]:
         weak = next((v for v, other in same.items() if other.batch_size * one.world_size == one.batch_size), None)
         strong = next((v for v, other in same.items() if other.batch_size == one.batch_size), None)
         base = weak or strong
-        pairs = _pairs(experiment, variant, base) if base is not None else []
-        efficiency = _ratio([(speed / one.world_size, single) for speed, single in pairs])
+        both = pairs(experiment, variant, base) if base is not None else []
+        efficiency = _ratio([(speed / one.world_size, single) for speed, single in both])
         if base is not None and efficiency is not None:
             kind: Literal["weak", "strong"] = "weak" if weak is not None else "strong"
             rows.append(ScalingRow(variant, base, kind, one.world_size, one.batch_size, _speed(found), efficiency))
@@ -277,7 +277,7 @@ def _together(estimates: Sequence[Estimate], mean: Callable[[Sequence[float]], f
     )
 
 
-def _pairs(experiment: Experiment, variant: str, base: str) -> list[tuple[float, float]]:
+def pairs(experiment: Experiment, variant: str, base: str) -> list[tuple[float, float]]:
     """Images per second of both in every repeat that both finished."""
     speeds = [
         {trial.result.repeat: trial.result.training.images_per_second.value for trial in experiment.timed_of(name)}
@@ -289,14 +289,14 @@ def _pairs(experiment: Experiment, variant: str, base: str) -> list[tuple[float,
 def _gain(experiment: Experiment, variant: str, one: ThroughputResult, above: SpeedRow | None) -> Ratio | None:
     if above is None or (above.batch_size, above.world_size) != (one.batch_size, one.world_size):
         return None
-    return _ratio(_pairs(experiment, variant, above.variant))
+    return _ratio(pairs(experiment, variant, above.variant))
 
 
-def _ratio(pairs: Sequence[tuple[float, float]]) -> Ratio | None:
-    if not pairs:
+def _ratio(both: Sequence[tuple[float, float]]) -> Ratio | None:
+    if not both:
         return None
-    value = math.exp(statistics.fmean(math.log(a / b) for a, b in pairs))
-    return Ratio(value, ratio_interval(pairs), len(pairs))
+    value = math.exp(statistics.fmean(math.log(a / b) for a, b in both))
+    return Ratio(value, ratio_interval(both), len(both))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -316,7 +316,7 @@ def _batch_size(config: dict[str, Any]) -> int:
     return int(config.get("train", {}).get("batch_size", 0))
 
 
-def _on_gpu(trial: Trial | TimedTrial) -> bool:
+def _on_gpu(trial: AnyTrial) -> bool:
     return trial.environment.gpu is not None and trial.result.config.get("train", {}).get("device") != "cpu"
 
 

@@ -16,6 +16,7 @@ import yaml
 from bench.config import Experiment
 from bench.experiment import CONFIG, CONTACT_SHEET, GATES
 from bench.plan import Trial
+from bench.rule import note_rule, rule_of
 from pose.data.faces import Faces
 from pose.errors import InputError
 from pose.files import writable_folder, write_atomically
@@ -53,6 +54,8 @@ def write_experiment(experiment: Experiment, trials: Sequence[Trial], out: Path)
     values = experiment.model_dump(mode="json")
     values = {key: value for key, value in values.items() if value is not None}  # sections of another measure
     record = {**values, "trials": [trial.id for trial in trials]}
+    if experiment.measure == "training":  # before there is anything to look at
+        note_rule(rule_of(values), out, sum(trial.record(out).exists() for trial in trials))
     (out / GATES).unlink(missing_ok=True)  # verdicts on results that this run may replace
     write_atomically(path, dump_yaml(record).encode())
 

@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bench.experiment import Experiment, TimedTrial, Trial
+from bench.experiment import AnyTrial, Experiment, Trial
+from bench.parity import SUBSETS, compare
 from bench.result import Environment, OpError, SubsetMetrics, Throughput, Timings
-from pose.landmarks import ATTRIBUTES
 
-SUBSETS = ("test", *ATTRIBUTES)
 INTERPRETER = "TRITON_INTERPRET"  # set by a trial on the CPU whose loss is a Triton kernel
 Metric = Literal["nme", "failure_rate", "auc"]
 
@@ -85,9 +84,17 @@ def verdict(experiment: Experiment) -> Verdict:
 
     judged, lost = experiment.gates, [gate for gate in experiment.gates if not gate.passed]
     if lost:
-        named = list(dict.fromkeys(f"{gate.gate} ({gate.variant})" for gate in lost))
-        names = ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")
-        gates = f"{len(lost)} of {len(judged)} gates failed: {names}"
+        parts = []
+        for what, some in (
+            ("failed", [gate for gate in lost if not gate.inconclusive]),
+            ("inconclusive", [gate for gate in lost if gate.inconclusive]),
+        ):
+            named = list(dict.fromkeys(f"{gate.gate} ({gate.variant})" for gate in some))
+            names = ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")
+            if some:
+                verb = what if what == "failed" else f"{'is' if len(some) == 1 else 'are'} {what}"
+                parts.append(f"{len(some)} of {len(judged)} gates {verb}: {names}")
+        gates = "; ".join(parts)
     elif judged:
         gates = "the only gate passed" if len(judged) == 1 else f"all {len(judged)} gates passed"
     else:
@@ -99,7 +106,29 @@ def verdict(experiment: Experiment) -> Verdict:
         state = "failed"
     else:
         state = "passed" if judged else "ungated"
-    return Verdict(state, f"{', '.join(trials)}; {gates}.")
+    return Verdict(state, f"{_parity(experiment)}{', '.join(trials)}; {gates}.")
+
+
+def _parity(experiment: Experiment, named: int = 3) -> str:
+    """What the gating subsets say of each variant, as the beginning of a sentence; nothing where none gates."""
+    if experiment.measure != "training":
+        return ""
+    pairs: dict[tuple[str, str], list[str]] = {}
+    for one in compare(experiment):
+        if one.gating:
+            pairs.setdefault((one.variant, one.reference), []).append(one.state)
+    order = ("DIFFERENT", "INCONCLUSIVE", "EQUIVALENT")  # the worst of a variant's subsets is its own
+    found = {pair: min(states, key=order.index) for pair, states in pairs.items()}
+    words = {
+        "DIFFERENT": "DIFFERENT from",
+        "INCONCLUSIVE": "neither EQUIVALENT to nor DIFFERENT from",
+        "EQUIVALENT": "EQUIVALENT to",
+    }
+    parts = [f"{variant} is {words[state]} {reference}" for (variant, reference), state in found.items()]
+    if len(parts) > named:
+        counts = {state: sum(one == state for one in found.values()) for state in order}
+        parts = [f"{count} of {len(found)} variants are {state}" for state, count in counts.items() if count]
+    return f"{', '.join(parts)}: " if parts else ""
 
 
 def rows(experiment: Experiment, metric: Metric) -> list[Row]:
@@ -226,9 +255,9 @@ def timings(experiment: Experiment) -> list[tuple[str, Timings]]:
     return table
 
 
-def environments(experiment: Experiment) -> list[tuple[Environment, list[Trial | TimedTrial]]]:
+def environments(experiment: Experiment) -> list[tuple[Environment, list[AnyTrial]]]:
     """The distinct environments, each with the trials that ran in it, most trials first."""
-    groups: dict[str, tuple[Environment, list[Trial | TimedTrial]]] = {}
+    groups: dict[str, tuple[Environment, list[AnyTrial]]] = {}
     for trial in experiment.everything:
         environment = trial.environment
         groups.setdefault(environment.model_dump_json(), (environment, []))[1].append(trial)
@@ -260,13 +289,13 @@ def cautions(experiment: Experiment) -> list[str]:
     return found
 
 
-def _interpreted(trial: Trial | TimedTrial) -> bool:
+def _interpreted(trial: AnyTrial) -> bool:
     loss = trial.result.config.get("loss")
     triton = isinstance(loss, dict) and loss.get("impl") == "triton"
     return triton and INTERPRETER in trial.environment.variables
 
 
-def _varying(experiment: Experiment) -> dict[str, dict[str, list[Trial | TimedTrial]]]:
+def _varying(experiment: Experiment) -> dict[str, dict[str, list[AnyTrial]]]:
     """Every property of the environment that takes several values, with the trials of each value."""
     properties: dict[str, Callable[[Environment], object]] = {
         "commits": lambda e: e.commit[:12] if e.commit else "no commit",
@@ -284,7 +313,7 @@ def _varying(experiment: Experiment) -> dict[str, dict[str, list[Trial | TimedTr
         properties[f"values of {name}"] = lambda e, name=name: e.variables.get(name, "unset")  # type: ignore[misc]
     varying = {}
     for what, of in properties.items():
-        values: dict[str, list[Trial | TimedTrial]] = {}
+        values: dict[str, list[AnyTrial]] = {}
         for trial in experiment.everything:
             values.setdefault(str(of(trial.environment)), []).append(trial)
         if len(values) > 1:
@@ -292,7 +321,7 @@ def _varying(experiment: Experiment) -> dict[str, dict[str, list[Trial | TimedTr
     return varying
 
 
-def _names(trials: Sequence[Trial | TimedTrial], everyone: int = -1, shown: int = 4) -> str:
+def _names(trials: Sequence[AnyTrial], everyone: int = -1, shown: int = 4) -> str:
     if len(trials) == everyone:
         return "all trials" if everyone > 1 else "the trial"
     names = [trial.label for trial in trials[:shown]]

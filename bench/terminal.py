@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -9,11 +11,17 @@ from rich.text import Text
 
 from bench import speed_summary as speed
 from bench.experiment import Experiment
-from bench.summary import SUBSETS, cautions, cell_text, face_counts, rate_text, rows, speeds, verdict
+from bench.level_verdicts import level_verdicts
+from bench.parity import SUBSETS, Comparison, compare, experiment_rule
+from bench.summary import cautions, cell_text, face_counts, rate_text, rows, speeds, verdict
 
 PLAIN_WIDTH = 120  # columns where the output is no terminal and so has no width
 SHORT = {"expression": "expr", "illumination": "illum", "occlusion": "occl"}
 COLORS = {"passed": "green", "failed": "red", "incomplete": "red", "ungated": "yellow"}
+STATE_COLORS = {
+    **{"EQUIVALENT": "green", "DIFFERENT": "bold red", "INCONCLUSIVE": "yellow"},
+    **{"SAME": "green", "not measured": "dim"},
+}
 
 
 class _Console(Console):
@@ -23,10 +31,7 @@ class _Console(Console):
 
 def show(experiment: Experiment, console: Console | None = None) -> None:
     """Print the verdict, the tables of speed and NME, gates, failures and warnings."""
-    if console is None:
-        console = _Console(highlight=False)
-        # A line that a narrow terminal wraps can be read, a number that the table cuts cannot
-        console = _Console(highlight=False, width=max(console.width, 80) if console.is_terminal else PLAIN_WIDTH)
+    console = console or _console()
     found = verdict(experiment)
     console.print()
     console.print(Text(f"{experiment.name}: {found.sentence}", style=f"bold {COLORS[found.state]}"))
@@ -41,6 +46,9 @@ def show(experiment: Experiment, console: Console | None = None) -> None:
         console.print(_time_table(experiment), "")
     if experiment.results:
         console.print(_nme_table(experiment, console), "")
+    comparisons = compare(experiment) if experiment.measure == "training" else []
+    if comparisons:
+        _print_parity(experiment, [one for one in comparisons if one.gating or one.subset == "test"], console)
     if speeds(experiment):
         console.print(_speed_table(experiment), "")
     if experiment.gates:
@@ -53,6 +61,57 @@ def show(experiment: Experiment, console: Console | None = None) -> None:
         console.print(Text(f"missing: {name} has no result that counts", style="red"))
     for text in (*experiment.problems, *cautions(experiment), *speed.speed_cautions(experiment)):
         console.print(Text(f"warning: {text}", style="yellow"))
+
+
+def show_parity(experiment: Experiment, comparisons: Sequence[Comparison], console: Console | None = None) -> None:
+    """Print every comparison and the levels below it."""
+    console = console or _console()
+    console.print()
+    _print_parity(experiment, comparisons, console)
+    for text in experiment.problems:
+        console.print(Text(f"warning: {text}", style="yellow"))
+
+
+def _print_parity(experiment: Experiment, comparisons: Sequence[Comparison], console: Console) -> None:
+    rule = experiment_rule(experiment)
+    utf8 = console.encoding.lower().startswith("utf")
+    table = _table(f"Parity: NME x 100 within {'±' if utf8 else '+-'} {rule.margin:g} at alpha {rule.alpha:g}")
+    for name in ("", "against", "on", "verdict", "difference"):
+        table.add_column(name, overflow="fold")
+    table.add_column("FR@10", justify="right", no_wrap=True)
+    for one in comparisons:
+        table.add_row(
+            Text(one.variant),
+            Text(one.reference),
+            one.subset + ("" if one.gating else ", informs"),
+            Text(one.state, style=STATE_COLORS[one.state]),
+            Text(_plain(one.sentence, utf8)),
+            "" if one.failure_rate is None else _plain(f"{one.failure_rate:+.2f}", utf8),
+        )
+    console.print(table, "")
+    if experiment.levels:
+        levels = _table("Levels of parity below the NME")
+        for name in ("", "level", "verdict", "by how much"):
+            levels.add_column(name, overflow="fold")
+        for trial in experiment.levels:
+            for found in level_verdicts(trial.result):
+                levels.add_row(
+                    Text(found.variant),
+                    found.level,
+                    Text(found.state, style=STATE_COLORS[found.state]),
+                    Text(_plain(found.sentence, utf8)),
+                )
+        console.print(levels, "")
+
+
+def _plain(text: str, utf8: bool) -> str:
+    return text if utf8 else text.replace("±", "+-").replace("−", "-")
+
+
+def _console() -> Console:
+    console = _Console(highlight=False)
+    # A line that a narrow terminal wraps can be read, a number that the table cuts cannot
+    return _Console(highlight=False, width=max(console.width, 80) if console.is_terminal else PLAIN_WIDTH)
 
 
 def _table(title: str) -> Table:
@@ -161,6 +220,7 @@ def _gate_table(experiment: Experiment) -> Table:
     for name in ("gate", "variant", "verdict", "detail"):
         table.add_column(name, overflow="fold")
     for gate in experiment.gates:
-        mark = Text("passed", style="green") if gate.passed else Text("FAILED", style="bold red")
+        failed = Text("inconclusive", style="yellow") if gate.inconclusive else Text("FAILED", style="bold red")
+        mark = Text("passed", style="green") if gate.passed else failed
         table.add_row(Text(gate.gate), Text(gate.variant), mark, Text(gate.detail))
     return table

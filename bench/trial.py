@@ -14,13 +14,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from bench.caches import filled, note_filled, with_crops
 from bench.plan import Trial
 from bench.result import (
     FAILURE,
+    LEVELS,
     RESULT,
     THROUGHPUT,
     Failure,
+    LevelsResult,
     Milestone,
     Result,
     SubsetMetrics,
@@ -50,15 +54,18 @@ CAUSE_SECONDS = 10.0  # longer than `slurm.here` lets live the others of a rank 
 
 def write_spec(trial: Trial, folder: Path) -> None:
     """Leave in `folder` what `run_trial` needs to know."""
-    options = trial.options.model_dump(mode="json") if trial.options is not None else None
-    spec = {**vars(trial), "recipe": trial.recipe.model_dump(mode="json"), "options": options}
+    spec = {
+        name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+        for name, value in vars(trial).items()
+    }
     write_atomically(folder / SPEC, json.dumps(spec, indent=1).encode() + b"\n")
 
 
-def process_environment(recipe: Recipe, on_gpu: bool | None = None) -> dict[str, str]:
+def process_environment(recipe: Recipe, on_gpu: bool | None = None, reference: Recipe | None = None) -> dict[str, str]:
     """Variables that have to be set before the trial's process imports anything.
 
-    on_gpu: whether it will have a GPU; None: as this machine would give it one.
+    on_gpu: whether it will have a GPU; None: as this machine would give it one. reference: another recipe that the
+    process runs, too.
     """
     if on_gpu is None:
         on_gpu = _on_gpu(recipe.train.device)
@@ -67,7 +74,7 @@ def process_environment(recipe: Recipe, on_gpu: bool | None = None) -> dict[str,
         variables["OMP_NUM_THREADS"] = str(recipe.train.threads)
     elif recipe.train.parallel.world_size > 1 and not on_gpu:
         variables["OMP_NUM_THREADS"] = "1"  # each rank would take all cores
-    if recipe.loss.impl == "triton" and not on_gpu:
+    if not on_gpu and any(one is not None and one.loss.impl == "triton" for one in (recipe, reference)):
         variables["TRITON_INTERPRET"] = "1"
     return variables
 
@@ -96,7 +103,7 @@ def run_trial(argument: str) -> int:
         spec = json.loads((folder / SPEC).read_bytes())
         result = _run(folder, spec)
         if result is not None:
-            write_record(result, folder / (THROUGHPUT if isinstance(result, ThroughputResult) else RESULT))
+            write_record(result, folder / _record_of(spec))
             if spec["caches"] == "cold":
                 note_filled(spec["shared"], folder.parents[1])
     except NonFiniteLoss as error:
@@ -157,13 +164,17 @@ def _write_if_first(failure: Failure, path: Path) -> None:
         own.unlink(missing_ok=True)
 
 
-def _run(folder: Path, spec: dict[str, Any]) -> Result | ThroughputResult | None:
+def _record_of(spec: dict[str, Any]) -> str:
+    return {"throughput": THROUGHPUT, "levels": LEVELS}.get(spec["measure"], RESULT)
+
+
+def _run(folder: Path, spec: dict[str, Any]) -> Result | ThroughputResult | LevelsResult | None:
     """The trial's result on its main rank, None on the others, and where there was one before."""
     from pose.distributed import joined
 
     if spec["caches"] == "warm" and not filled(spec["shared"], folder.parents[1]):
         raise RuntimeError(NOT_FILLED)
-    record = folder / (THROUGHPUT if spec["measure"] == "throughput" else RESULT)
+    record = folder / _record_of(spec)
     recipe = with_crops(Recipe.model_validate(spec["recipe"]), folder, spec["shared"])
     with joined(recipe.train.parallel.world_size, recipe.train.device, captured=recipe.train.graph) as ranks:
         if ranks.any(ranks.main and record.exists()):
@@ -172,6 +183,10 @@ def _run(folder: Path, spec: dict[str, Any]) -> Result | ThroughputResult | None
             from bench.throughput import measure
 
             return measure(recipe, spec, ranks, _Status(folder / STATUS).phase)
+        if spec["measure"] == "levels":
+            from bench.levels import measure_levels
+
+            return measure_levels(recipe, spec, folder, ranks, _Status(folder / STATUS).phase)
         return _train(folder, spec, recipe, ranks)
 
 

@@ -24,6 +24,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # What an experiment's file holds beside a recipe's keys; `bench.config` says what they mean
 OF_EXPERIMENTS = {
     "variants", "baseline", "seeds", "gates", "measure", "throughput", "time_to_nme", "trials", "resources",
+    "parity",
 }  # fmt: skip
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"  # names folders
 

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
 from bench.result import (
+    LEVELS,
+    RESULT,
+    THROUGHPUT,
     Environment,
     Estimate,
     Gauges,
+    LevelsResult,
     Memory,
     OpError,
     Result,
@@ -13,6 +24,7 @@ from bench.result import (
     ThroughputResult,
     Timings,
     Windows,
+    write_record,
 )
 
 OP_ERROR = OpError(
@@ -80,3 +92,51 @@ def throughput_result(
         "started": f"2026-01-01T00:0{repeat}:00+00:00", "seconds": 60.0,
     }  # fmt: skip
     return ThroughputResult.model_validate({**values, **changes})
+
+
+def subset(nme: float | None, count: int = 400) -> SubsetMetrics:
+    return SubsetMetrics(count=count, nme=nme, failure_rate=0.02, auc=0.5)
+
+
+def store(
+    folder: Path,
+    records: Sequence[Result | ThroughputResult | LevelsResult],
+    config: Mapping[str, Any] | None = None,
+    nme: Mapping[str, np.ndarray] | None = None,
+) -> Path:
+    """An experiment's folder that holds `records`, under ids of their own; `nme`: by variant, of each test face.
+
+    Faces of the subsets pose and blur are known: every other one, and every third.
+    """
+    variants = list(dict.fromkeys(one.variant for one in records))
+    ids = []
+    for one in records:
+        if isinstance(one, ThroughputResult):
+            part, file = f"r{one.repeat}", THROUGHPUT
+        elif isinstance(one, LevelsResult):
+            part, file = "levels", LEVELS
+        else:
+            part, file = f"s{one.seed}", RESULT
+        name = f"{one.variant}-{part}-0123456789"
+        ids.append(name)
+        write_record(one.model_copy(update={"trial": name, "experiment": "fake"}), folder / "trials" / name / file)
+        if nme is not None and file == RESULT:
+            _write_faces(folder / "trials" / name / "faces.npz", nme[one.variant])
+    values = {
+        "name": "fake", "variants": {name: {} for name in variants}, "baseline": variants[0],
+        "seeds": sorted({one.seed for one in records}), "trials": ids, **(config or {}),
+    }  # fmt: skip
+    (folder / "experiment.yaml").write_text(json.dumps(values))
+    return folder
+
+
+def _write_faces(path: Path, nme: np.ndarray) -> None:
+    count = len(nme)
+    attributes = np.zeros((count, 6), dtype=bool)
+    attributes[::2, 0] = attributes[::3, 5] = True
+    points = np.tile(np.linspace(50, 150, 98)[None, :, None], (count, 1, 2))
+    known = np.array([True, False, False, False, False, True])
+    np.savez(
+        path, nme=nme, predicted=points + 1, true=points, center=np.full((count, 2), 100.0), side=np.full(count, 120.0),
+        attributes=attributes, attributes_known=known, image=np.array(["face.jpg"] * count),
+    )  # fmt: skip

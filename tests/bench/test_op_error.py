@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from records import result
+from records import result, store
 
 import pose.criterion
 from bench.config import Gates
+from bench.experiment import Gate, read_experiment
 from bench.gates import judge
 from bench.op_error import op_error, ulp_distance
-from bench.result import SubsetMetrics
+from bench.result import Result, SubsetMetrics
 from pose.recipe import SmoothL1Loss, SoftWingLoss, WingLoss
 
 CPU = torch.device("cpu")
@@ -51,19 +54,23 @@ def test_ulp_distance_counts_units_in_the_last_place() -> None:
     assert ulp_distance(torch.tensor([1e-3]), torch.zeros(1, dtype=torch.float64)).item() > 1e30
 
 
-def test_gates_pass_and_fail_on_the_numbers() -> None:
+def judged(gates: Gates, folder: Path, one: Result) -> list[Gate]:
+    return judge(gates, read_experiment(store(folder, [one])))
+
+
+def test_gates_pass_and_fail_on_the_numbers(tmp_path: Path) -> None:
     gates = Gates(mean_shape_ratio=0.5)
-    assert [gate.passed for gate in judge(gates, [result()])] == [True, True]
+    assert [gate.passed for gate in judged(gates, tmp_path, result())] == [True, True]
     worse = {"test": SubsetMetrics(count=3, nme=0.126, failure_rate=0.0, auc=0.5)}
-    assert [gate.passed for gate in judge(gates, [result(metrics=worse)])] == [True, False]
+    assert [gate.passed for gate in judged(gates, tmp_path, result(metrics=worse))] == [True, False]
     unknown = {"test": SubsetMetrics(count=3, nme=None, failure_rate=None, auc=None)}
-    assert [gate.passed for gate in judge(gates, [result(metrics=unknown)])] == [True, False]
+    assert [gate.passed for gate in judged(gates, tmp_path, result(metrics=unknown))] == [True, False]
     good = op_error(LOSSES[0], "fp32", CPU)
     bad = good.model_copy(update={"gradient_ulp": 4.1})
-    assert [gate.passed for gate in judge(gates, [result(op_error=bad)])] == [False, True]
+    assert [gate.passed for gate in judged(gates, tmp_path, result(op_error=bad))] == [False, True]
     not_a_number = good.model_copy(update={"loss_relative": float("nan")})
-    assert [gate.passed for gate in judge(gates, [result(op_error=not_a_number)])] == [False, True]
+    assert [gate.passed for gate in judged(gates, tmp_path, result(op_error=not_a_number))] == [False, True]
 
 
-def test_gates_that_are_off_say_nothing() -> None:
-    assert judge(Gates(op_error=False), [result()]) == []
+def test_gates_that_are_off_say_nothing(tmp_path: Path) -> None:
+    assert judged(Gates(op_error=False), tmp_path, result()) == []

@@ -453,7 +453,7 @@ def test_an_op_error_above_its_limit_is_the_one_shown(make_experiment: Maker) ->
     content = json.loads(path.read_text())
     content["op_error"]["gradient_ulp"] = 31.5
     path.write_text(json.dumps(content))
-    row = next(row for row in page_of(folder).rows if row[:2] == ["wing, seed 1", "float32"])
+    row = next(row for row in page_of(folder).rows if row[:2] == ["wing (seed 1)", "float32"])
     assert row[5:] == ["31.50", "2"]
 
 

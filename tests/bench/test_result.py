@@ -8,6 +8,7 @@ import pytest
 from records import result, throughput_result
 
 from bench.result import (
+    LevelsResult,
     Milestone,
     Record,
     Result,
@@ -23,7 +24,12 @@ BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 
 @pytest.mark.parametrize(
-    ("file", "kind"), [("result.schema.json", Result), ("throughput.schema.json", ThroughputResult)]
+    ("file", "kind"),
+    [
+        ("result.schema.json", Result),
+        ("throughput.schema.json", ThroughputResult),
+        ("levels.schema.json", LevelsResult),
+    ],
 )
 def test_the_documented_schema_is_the_one_that_is_written(file: str, kind: type[Record]) -> None:
     # after a deliberate change: json.dumps(Result.model_json_schema(mode="serialization"), indent=1)
