@@ -4,20 +4,23 @@
     trials/VARIANT-sSEED-ID/  one folder per trial; its files are described in `bench.result`. A time to NME has
                               VARIANT-sSEED-coldREPEAT-ID and -warmREPEAT-, a throughput VARIANT-rREPEAT-ID, the levels
                               of parity VARIANT-levels-ID
+    parity.json               the rules of parity it has had (`bench.rule`)
     gates.json                [{"gate", "variant", "passed", "detail"}, ...]
     contact_sheet.png         faces of the data set, where the runner drew them
 
-Nothing here writes, and nothing but these files is read.
+Nothing but these files is read, and nothing written but an index of large experiments (`bench.index`).
 """
 
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import math
 import re
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from bench.index import Index
 from bench.result import (
     FAILURE,
     LEVELS,
@@ -37,13 +41,14 @@ from bench.result import (
     Result,
     ThroughputResult,
     read_failure,
-    read_levels,
-    read_result,
-    read_throughput,
+    read_record,
 )
+from bench.rule import Noted, read_rules
 from pose.errors import InputError
 from pose.landmarks import ATTRIBUTES, NUM_LANDMARKS
 
+# The same as yaml.safe_load, in C where that is there: 10,000 ids are a second's work in Python
+_SAFE = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 CONFIG = "experiment.yaml"
 TRIALS = "trials"
 GATES = "gates.json"
@@ -138,6 +143,7 @@ class Experiment:
     missing: tuple[str, ...]  # ids of trials with neither a result nor a failure that can be read
     gates: tuple[Gate, ...]
     problems: tuple[str, ...]  # files that were left out, one sentence each
+    rules: tuple[Noted, ...] = ()  # of parity, as they were noted, oldest first
 
     @property
     def name(self) -> str:
@@ -184,7 +190,16 @@ def read_experiment(folder: Path | str) -> Experiment:
     Raises `InputError` when it is no experiment. A trial's file that cannot be read, or that belongs elsewhere,
     is named in `problems` and counts nowhere.
     """
-    folder = Path(folder)
+    collecting = gc.isenabled()
+    gc.disable()  # millions of objects that stay, and no cycles: looking for some took two thirds of the time
+    try:
+        return _read_experiment(Path(folder))
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _read_experiment(folder: Path) -> Experiment:
     text, config = _read_config(folder)
     problems: list[str] = []
     results: list[Trial] = []
@@ -193,21 +208,26 @@ def read_experiment(folder: Path | str) -> Experiment:
     record = THROUGHPUT if config.get("measure") == "throughput" else RESULT
     failures: list[FailedTrial] = []
     missing: list[str] = []
+    index = Index(folder, len(config["trials"]))
+    variants = {name: place for place, name in enumerate(config["variants"])}
+    seeds = {seed: place for place, seed in enumerate(config["seeds"])}
+    belonging = _Belonging(config["name"], variants, seeds)
 
     for name in config["trials"]:
         trial = folder / TRIALS / name
+        path = trial / record
         try:
-            if (trial / record).exists() and record == THROUGHPUT:
-                measured = read_throughput(trial / record)
-                _refuse_foreign(measured, trial / record, config)
+            if path.exists() and record == THROUGHPUT:
+                measured = read_record(path, ThroughputResult, index.content)
+                belonging.refuse_foreign(measured, path)
                 timed.append(TimedTrial(trial, measured))
-            elif (trial / record).exists():
-                result = read_result(trial / record)
-                _refuse_foreign(result, trial / record, config)
+            elif path.exists():
+                result = read_record(path, Result, index.content)
+                belonging.refuse_foreign(result, path)
                 results.append(Trial(trial, result))
             elif (trial / LEVELS).exists():
-                found = read_levels(trial / LEVELS)
-                _refuse_foreign(found, trial / LEVELS, config)
+                found = read_record(trial / LEVELS, LevelsResult, index.content)
+                belonging.refuse_foreign(found, trial / LEVELS)
                 levels.append(LevelsTrial(trial, found))
             elif (trial / FAILURE).exists():
                 failures.append(FailedTrial(trial, *_variant_and_seed(name), read_failure(trial / FAILURE)))
@@ -217,6 +237,7 @@ def read_experiment(folder: Path | str) -> Experiment:
             problems.append(f"{_reason(error).replace(f'{folder}/', '')}; not counted")
             missing.append(name)
 
+    index.save()
     strangers = sorted(
         {path.name for path in (folder / TRIALS).glob("*/") if (path / record).exists()} - {*config["trials"]}
     )
@@ -224,17 +245,16 @@ def read_experiment(folder: Path | str) -> Experiment:
         listed = ", ".join(strangers[:4]) + (f" and {len(strangers) - 4} more" if len(strangers) > 4 else "")
         problems.append(f"{TRIALS}/ also holds results of other settings; not counted: {listed}")
 
-    variants, seeds = list(config["variants"]), config["seeds"]
     results.sort(
         key=lambda trial: (
-            variants.index(trial.result.variant),
-            seeds.index(trial.result.seed),
+            variants[trial.result.variant],
+            seeds[trial.result.seed],
             trial.result.repeat,
             trial.result.caches or "",
         )
     )
-    levels.sort(key=lambda trial: variants.index(trial.result.variant))
-    timed.sort(key=lambda trial: (variants.index(trial.result.variant), trial.result.repeat))
+    levels.sort(key=lambda trial: variants[trial.result.variant])
+    timed.sort(key=lambda trial: (variants[trial.result.variant], trial.result.repeat))
     return Experiment(
         folder=folder,
         config=config,
@@ -245,6 +265,7 @@ def read_experiment(folder: Path | str) -> Experiment:
         failures=tuple(failures),
         missing=tuple(missing),
         gates=_read_gates(folder / GATES, problems),
+        rules=tuple(read_rules(folder, problems)),
         problems=tuple(problems),
     )
 
@@ -345,7 +366,7 @@ def _read_config(folder: Path) -> tuple[str, dict[str, Any]]:
     except UnicodeDecodeError:
         raise InputError(f"{path}: not a text file") from None
     try:
-        config = yaml.safe_load(text)
+        config = yaml.load(text, Loader=_SAFE)
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(config, dict):
@@ -356,6 +377,10 @@ def _read_config(folder: Path) -> tuple[str, dict[str, Any]]:
             raise InputError(f"{path}: {key}: missing or not a {kind.__name__}")
     if config.get("measure") == "throughput" and not isinstance(config.get("throughput"), dict):
         raise InputError(f"{path}: throughput: missing or not a dict")
+    items: dict[str, type] = {"seeds": int, "variants": str}
+    for key, wanted_item in items.items():
+        if not all(isinstance(item, wanted_item) for item in config[key]):
+            raise InputError(f"{path}: {key}: not all of them are {'numbers' if wanted_item is int else 'names'}")
     if not all(isinstance(name, str) and Path(name).name == name for name in config["trials"]):
         raise InputError(f"{path}: trials: not a list of folder names")
     return text, config
@@ -375,14 +400,22 @@ def _read_gates(path: Path, problems: list[str]) -> tuple[Gate, ...]:
     return ()
 
 
-def _refuse_foreign(result: Result | ThroughputResult | LevelsResult, path: Path, config: dict[str, Any]) -> None:
-    """A file copied from elsewhere must not pass for a trial of this experiment."""
-    if result.experiment != config["name"]:
-        raise InputError(f"{path}: belongs to the experiment {json.dumps(result.experiment)}")
-    if result.trial != path.parent.name:
-        raise InputError(f"{path}: belongs to the trial {json.dumps(result.trial)}")
-    if result.variant not in config["variants"] or result.seed not in config["seeds"]:
-        raise InputError(f"{path}: {CONFIG} has no {json.dumps(result.variant)} with seed {result.seed}")
+@dataclass(frozen=True)
+class _Belonging:
+    """What results must name to be of this experiment."""
+
+    experiment: str
+    variants: Mapping[str, int]
+    seeds: Mapping[int, int]
+
+    def refuse_foreign(self, result: Result | ThroughputResult | LevelsResult, path: Path) -> None:
+        """A file copied from elsewhere must not pass for a trial of this experiment."""
+        if result.experiment != self.experiment:
+            raise InputError(f"{path}: belongs to the experiment {json.dumps(result.experiment)}")
+        if result.trial != path.parent.name:
+            raise InputError(f"{path}: belongs to the trial {json.dumps(result.trial)}")
+        if result.variant not in self.variants or result.seed not in self.seeds:
+            raise InputError(f"{path}: {CONFIG} has no {json.dumps(result.variant)} with seed {result.seed}")
 
 
 def _variant_and_seed(name: str) -> tuple[str, int | None]:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -32,7 +33,10 @@ from pose.errors import InputError
 from pose.files import write_atomically
 from slurm.ending import Kind as EndingKind
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 1  # rises with any change but a new field that has a default: bench/RESULTS.md
+FIRST_VERSION = 1
+# From a version to the next, for each that came before this one. Takes and gives the content of any kind of record.
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 RESULT = "result.json"
 THROUGHPUT = "throughput.json"
 LEVELS = "levels.json"
@@ -324,15 +328,26 @@ def read_failure(path: Path) -> Failure:
 R = TypeVar("R", bound="Record")
 
 
-def read_record(path: Path, kind: type[R]) -> R:
-    """Read a record of this `kind`; anything else is an `InputError` naming the file."""
+def _json(path: Path) -> Any:
+    return json.loads(path.read_bytes())
+
+
+def read_record(path: Path, kind: type[R], content_of: Callable[[Path], Any] = _json) -> R:
+    """Read a record of this `kind`, in this version of its schema or an older one.
+
+    content_of: gives the file's JSON content. Anything else is an `InputError` naming the file.
+    """
     try:
-        content = json.loads(path.read_bytes())
+        content = content_of(path)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from None
-    version = content.get("schema_version", SCHEMA_VERSION) if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
-        raise InputError(f"{path}: schema version {version}, this program reads version {SCHEMA_VERSION}")
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}, not a record")
+    version = content.get("schema_version", SCHEMA_VERSION)
+    if type(version) is not int or not FIRST_VERSION <= version <= SCHEMA_VERSION:
+        raise InputError(f"{path}: schema version {version!r}, this program reads version {SCHEMA_VERSION}")
+    for old in range(version, SCHEMA_VERSION):
+        content = UPGRADES[old](content)
     return valid(kind, content, str(path))
 
 

@@ -87,21 +87,27 @@ def read_rules(out: Path, problems: list[str]) -> list[Noted]:
         return []
 
 
-def changes(noted: Sequence[Noted]) -> list[str]:
-    """A sentence for each change of the rule that came when results were there to look at."""
+def changes(noted: Sequence[Noted], now: Rule | None = None) -> list[str]:
+    """A sentence for each change of the rule that came after results. now: the rule that the config holds."""
     found = []
     if noted and noted[0].results:
         found.append(f"The rule of parity was written when {_results(noted[0].results)} there already.")
     for before, after in itertools.pairwise(noted):
-        if not after.results:
-            continue
-        what = "; ".join(
-            f"{key} {_text(getattr(before.rule, key))} → {_text(getattr(after.rule, key))}"
-            for key in Rule.model_fields
-            if getattr(before.rule, key) != getattr(after.rule, key)
-        )
-        found.append(f"The rule of parity was changed when {_results(after.results)} there ({after.when}): {what}.")
+        if after.results:
+            what = _differing(before.rule, after.rule)
+            found.append(f"The rule of parity was changed when {_results(after.results)} there ({after.when}): {what}.")
+    if noted and now is not None and noted[-1].rule != now:
+        what = _differing(noted[-1].rule, now)
+        found.append(f"The rule in experiment.yaml is not the one that was noted in {RULE} before: {what}.")
     return found
+
+
+def _differing(before: Rule, after: Rule) -> str:
+    return "; ".join(
+        f"{key} {_text(getattr(before, key))} → {_text(getattr(after, key))}"
+        for key in Rule.model_fields
+        if getattr(before, key) != getattr(after, key)
+    )
 
 
 def _results(count: int) -> str:

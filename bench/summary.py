@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bench.experiment import AnyTrial, Experiment, Trial
-from bench.parity import SUBSETS, compare
+from bench.parity import SUBSETS, compare, experiment_rule
 from bench.result import Environment, OpError, SubsetMetrics, Throughput, Timings
+from bench.rule import changes
 
 INTERPRETER = "TRITON_INTERPRET"  # set by a trial on the CPU whose loss is a Triton kernel
 Metric = Literal["nme", "failure_rate", "auc"]
@@ -272,6 +273,8 @@ def cautions(experiment: Experiment) -> list[str]:
         listed = "; ".join(f"{value} in {_names(trials)}" for value, trials in values.items() if value != common)
         listed = f"{listed}; {common} in the other {len(values[common])}"
         found.append(f"The trials ran with different {what}: {listed}.")
+    if experiment.measure == "training":
+        found += changes(experiment.rules, experiment_rule(experiment))
     dirty = [trial for trial in experiment.everything if trial.environment.dirty]
     if dirty:
         found.append(f"Uncommitted changes were in the checkout of {_names(dirty, experiment.done)}.")

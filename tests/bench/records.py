@@ -19,10 +19,12 @@ from bench.result import (
     LevelsResult,
     Memory,
     OpError,
+    PredictionDifference,
     Result,
     SubsetMetrics,
     ThroughputResult,
     Timings,
+    Trajectory,
     Windows,
     write_record,
 )
@@ -140,3 +142,17 @@ def _write_faces(path: Path, nme: np.ndarray) -> None:
         path, nme=nme, predicted=points + 1, true=points, center=np.full((count, 2), 100.0), side=np.full(count, 120.0),
         attributes=attributes, attributes_known=known, image=np.array(["face.jpg"] * count),
     )  # fmt: skip
+
+
+def levels_result(variant: str, **changes: object) -> LevelsResult:
+    """Levels of a variant that differs from the other by rounding."""
+    way = Trajectory(loss=[1e-8, 2e-8, 3e-8], update=[1e-4, 2e-4, 4e-4], length=[1e-9] * 3, growth=2.0)
+    values: dict[str, object] = {
+        "trial": f"{variant}-levels-0", "experiment": "fake", "variant": variant, "seed": 0,
+        "config": {}, "reference": {}, "environment": result().environment, "op_errors": [OP_ERROR],
+        "reference_op_errors": [OP_ERROR], "trajectory": way, "twin": way, "precision": "fp32",
+        "evaluation": PredictionDifference(faces=3, largest=2e-5, mean=3e-6, nme=1e-9),
+        "yardstick": PredictionDifference(faces=3, largest=2e-5, mean=4e-6, nme=1e-9),
+        "weights": "b-s0-0", "started": "2026-01-01T00:00:00+00:00", "seconds": 5.0,
+    }  # fmt: skip
+    return LevelsResult.model_validate({**values, **changes})
