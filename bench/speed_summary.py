@@ -15,11 +15,11 @@ from typing import Any, Literal
 from bench.experiment import AnyTrial, Experiment, Trial
 from bench.interval import Interval, ratio_interval
 from bench.result import Estimate, ThroughputResult
+from bench.steadiness import Finding, findings
 from bench.summary import rate_text
 
 EMPTY = "–"
 UNSTABLE = 0.05  # half an interval's width, in parts of its value, that a page warns of
-_SLOWED = 0.95  # of the clock before the windows
 
 
 @dataclass(frozen=True)
@@ -235,9 +235,14 @@ def speed_cautions(experiment: Experiment) -> list[str]:
             f"The speed varied between windows or processes: {', '.join(unstable)}. Other load on the machine does "
             "that; so do windows of too few steps."
         )
-    slowed = [trial.label for trial in experiment.timed if _slowed(trial.result)]
-    if slowed:
-        found.append(f"The GPU's clock was lower after the windows than before by 5 % or more: {', '.join(slowed)}.")
+    groups: dict[str, list[tuple[str, Finding]]] = {}
+    for trial in experiment.timed:
+        for one in findings(trial.result):
+            groups.setdefault(one.kind, []).append((trial.label, one))
+    for group in groups.values():
+        named = [f"{label}: {one.sentence}" for label, one in group[:3]]
+        more = f"; and {len(group) - 3} more trials" if len(group) > 3 else ""
+        found.append(f"{'; '.join(named)}{more}. What helps: {group[0][1].advice}.")
     return found
 
 
@@ -322,10 +327,3 @@ def _on_gpu(trial: AnyTrial) -> bool:
 
 def _half(interval: Interval) -> float:
     return (interval.high - interval.low) / 2 / interval.value
-
-
-def _slowed(result: ThroughputResult) -> bool:
-    before, after = result.gauges_before, result.gauges_after
-    if before is None or after is None or before.sm_clock_mhz is None or after.sm_clock_mhz is None:
-        return False
-    return after.sm_clock_mhz < _SLOWED * before.sm_clock_mhz

@@ -31,7 +31,7 @@ class _Console(Console):
 
 def show(experiment: Experiment, console: Console | None = None) -> None:
     """Print the verdict, the tables of speed and NME, gates, failures and warnings."""
-    console = console or _console()
+    console = console or console_of()
     found = verdict(experiment)
     console.print()
     console.print(Text(f"{experiment.name}: {found.sentence}", style=f"bold {COLORS[found.state]}"))
@@ -65,7 +65,7 @@ def show(experiment: Experiment, console: Console | None = None) -> None:
 
 def show_parity(experiment: Experiment, comparisons: Sequence[Comparison], console: Console | None = None) -> None:
     """Print every comparison and the levels below it."""
-    console = console or _console()
+    console = console or console_of()
     console.print()
     _print_parity(experiment, comparisons, console)
     for text in experiment.problems:
@@ -75,7 +75,7 @@ def show_parity(experiment: Experiment, comparisons: Sequence[Comparison], conso
 def _print_parity(experiment: Experiment, comparisons: Sequence[Comparison], console: Console) -> None:
     rule = experiment_rule(experiment)
     utf8 = console.encoding.lower().startswith("utf")
-    table = _table(f"Parity: NME x 100 within {'±' if utf8 else '+-'} {rule.margin:g} at alpha {rule.alpha:g}")
+    table = table_of(f"Parity: NME x 100 within {'±' if utf8 else '+-'} {rule.margin:g} at alpha {rule.alpha:g}")
     for name in ("", "against", "on", "verdict", "difference"):
         table.add_column(name, overflow="fold")
     table.add_column("FR@10", justify="right", no_wrap=True)
@@ -90,7 +90,7 @@ def _print_parity(experiment: Experiment, comparisons: Sequence[Comparison], con
         )
     console.print(table, "")
     if experiment.levels:
-        levels = _table("Levels of parity below the NME")
+        levels = table_of("Levels of parity below the NME")
         for name in ("", "level", "verdict", "by how much"):
             levels.add_column(name, overflow="fold")
         for trial in experiment.levels:
@@ -108,20 +108,20 @@ def _plain(text: str, utf8: bool) -> str:
     return text if utf8 else text.replace("±", "+-").replace("−", "-")
 
 
-def _console() -> Console:
+def console_of() -> Console:
     console = _Console(highlight=False)
     # A line that a narrow terminal wraps can be read, a number that the table cuts cannot
     return _Console(highlight=False, width=max(console.width, 80) if console.is_terminal else PLAIN_WIDTH)
 
 
-def _table(title: str) -> Table:
+def table_of(title: str) -> Table:
     return Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
 
 
 def _nme_table(experiment: Experiment, console: Console) -> Table:
     utf8 = console.encoding.lower().startswith("utf")
     several = len(experiment.config["seeds"]) > 1
-    table = _table("NME x 100" + (", mean over seeds (deviation of the test set's)" if several else ""))
+    table = table_of("NME x 100" + (", mean over seeds (deviation of the test set's)" if several else ""))
     table.add_column("", overflow="fold")
     for subset, count in zip(SUBSETS, face_counts(experiment), strict=True):
         table.add_column(Text(f"{SHORT.get(subset, subset)}\n{count}"), justify="right", no_wrap=subset == "test")
@@ -139,7 +139,7 @@ def _nme_table(experiment: Experiment, console: Console) -> Table:
 
 
 def _speed_table(experiment: Experiment) -> Table:
-    table = _table("Training throughput, images per second")
+    table = table_of("Training throughput, images per second")
     for name in ("", "median", "slowest", "fastest", "windows", "batch"):
         table.add_column(name, justify="right" if name else "left", overflow="fold")
     for row in speeds(experiment):
@@ -152,7 +152,7 @@ def _speed_table(experiment: Experiment) -> Table:
 
 def _throughput_table(experiment: Experiment) -> Table:
     gpu = speed.machine(experiment)
-    table = _table(f"Training speed{f' on {gpu}' if gpu else ', ratios first: not measured on one kind of GPU'}")
+    table = table_of(f"Training speed{f' on {gpu}' if gpu else ', ratios first: not measured on one kind of GPU'}")
     columns = ["images/s", "ratio"] if gpu else ["ratio", "images/s,\nthis machine"]
     for name in ("", "batch", *columns, "to row\nabove", "input's\nshare", "input\nalone", "first\nstep"):
         table.add_column(name, justify="right" if name else "left", overflow="fold", no_wrap=name in columns)
@@ -185,7 +185,7 @@ def _stacked(text: str) -> str:
 
 
 def _scaling_table(experiment: Experiment) -> Table:
-    table = _table("Scaling")
+    table = table_of("Scaling")
     for name in ("", "beside", "", "ranks", "batch", "images/s", "efficiency"):
         table.add_column(name, justify="left" if name in ("", "beside") else "right", overflow="fold")
     for row in speed.scaling_rows(experiment):
@@ -203,7 +203,7 @@ def _scaling_table(experiment: Experiment) -> Table:
 
 def _time_table(experiment: Experiment) -> Table:
     gpu = speed.machine(experiment)
-    table = _table(f"Seconds to NME x 100, on {gpu or 'this machine'}")
+    table = table_of(f"Seconds to NME x 100, on {gpu or 'this machine'}")
     for name in ("", "caches", "batch", *(f"{nme:g}" for nme in speed.thresholds(experiment)), "whole trial"):
         table.add_column(name, justify="left" if name in ("", "caches") else "right", overflow="fold")
     for row in speed.time_rows(experiment):
@@ -216,7 +216,7 @@ def _time_table(experiment: Experiment) -> Table:
 
 
 def _gate_table(experiment: Experiment) -> Table:
-    table = _table("Gates")
+    table = table_of("Gates")
     for name in ("gate", "variant", "verdict", "detail"):
         table.add_column(name, overflow="fold")
     for gate in experiment.gates:
