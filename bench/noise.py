@@ -59,5 +59,12 @@ def own_noise_floor(experiment: Experiment) -> NoiseFloor | None:
     return None
 
 
+def is_again(experiment: Experiment, variant: str) -> bool:
+    """Whether the variant only repeats the recipe of one before it."""
+    recipes = {trial.result.variant: _recipe(trial.result.config) for trial in experiment.timed}
+    before = experiment.variants[: experiment.variants.index(variant)]
+    return variant in recipes and any(recipes.get(name) == recipes[variant] for name in before)
+
+
 def _recipe(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ("name", "description")}

@@ -104,6 +104,141 @@ def speed_bars(bars: Sequence[tuple[str, Interval]], colors: Mapping[str, int], 
     return _bars(bars, colors, unit, f"Training speed, {unit}: {alt}.")
 
 
+def parity_intervals(rows: Sequence[tuple[str, float, Interval | None]], margin: float) -> str:
+    """Differences in NME x 100 with their intervals, one under the other, over the band of +- `margin`."""
+    import matplotlib as mpl
+    from matplotlib.ticker import MaxNLocator
+
+    with mpl.rc_context(STYLE):
+        figure, axes = new_figure(height=0.9 + 0.3 * len(rows))
+        color, _ = look(0)
+        axes.axvspan(-margin, margin, color=MUTED, alpha=0.15, linewidth=0)
+        axes.axvline(0, color=MUTED, linewidth=0.8)
+        for place, (_, value, interval) in enumerate(rows):
+            if interval is not None:
+                ends = (interval.low, interval.high)
+                axes.plot(ends, [place, place], color=color, linewidth=1.6, marker="|", markersize=7)
+            axes.plot([value], [place], color=color, marker="o", markersize=4.5)
+        axes.set_yticks(range(len(rows)), [_short(name, 34) for name, _, _ in rows])
+        axes.tick_params(axis="y", labelcolor=INK, length=0)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        far = max(
+            [2 * margin, *(abs(end) for _, v, i in rows for end in ((i.low, i.high, v) if i is not None else (v,)))]
+        )
+        axes.set_xlim(-1.08 * far, 1.08 * far)
+        axes.xaxis.set_major_locator(MaxNLocator(5, symmetric=True))
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("difference in NME × 100")
+        alt = "; ".join(f"{name} {value:+.3f}" for name, value, _ in rows)
+        return svg_text(figure, "parity", f"Differences in NME x 100, margin {margin:g}: {alt}.")
+
+
+def trajectories(
+    lines: Mapping[str, Sequence[float | None]], twins: Sequence[Sequence[float | None]], colors: Mapping[str, int]
+) -> str | None:
+    """Distance of weights against step, logarithmic; `twins`: of one ulp. None where nothing is above 0."""
+    import matplotlib as mpl
+    from matplotlib.ticker import MaxNLocator
+
+    def positive(values: Sequence[float | None]) -> tuple[list[int], list[float]]:
+        found = [(step, v) for step, v in enumerate(values, start=1) if v is not None and v > 0]
+        return [step for step, _ in found], [v for _, v in found]
+
+    if not any(positive(values)[0] for values in [*lines.values(), *twins]):
+        return None
+    with mpl.rc_context(STYLE):
+        figure, axes = new_figure(height=3.0)
+        for number, values in enumerate(twins):
+            label = "one ulp of one weight" if number == 0 else None
+            axes.plot(*positive(values), color=MUTED, dashes=(3, 1.5), linewidth=1.3, label=label)
+        for variant, values in lines.items():
+            steps, distances = positive(values)
+            if not steps:
+                continue
+            color, dashes = look(colors[variant])
+            style = dashes or (None, None)
+            axes.plot(steps, distances, color=color, dashes=style, linewidth=1.7, marker="o", markersize=3,
+                      label=_short(variant))  # fmt: skip
+        logarithmic(axes, "y", "{:.0e}".format)
+        axes.set_xlabel("step")
+        axes.set_ylabel("distance of weights")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _legend(figure, axes, "lower right", (1, 0.02))
+        last = "; ".join(
+            f"{name} {values[-1]:.1e}" for name, values in lines.items() if values and values[-1] is not None
+        )
+        return svg_text(figure, "trajectory", f"Distance of weights by step, logarithmic; at the last step: {last}.")
+
+
+def waterfall(steps: Sequence[tuple[str, float, Interval | None]], base: str) -> str:
+    """Gains one on top of the other: each bar goes from what was reached before to that times its ratio.
+
+    steps: name, ratio to the one before and its interval.
+    """
+    import matplotlib as mpl
+
+    with mpl.rc_context(STYLE):
+        figure, axes = new_figure(height=0.95 + 0.34 * (len(steps) + 1))
+        reached = 1.0
+        axes.plot([1, 1], [-0.3, 0.3], color=INK, linewidth=2)
+        edges = [1.0]
+        for place, (_, ratio, interval) in enumerate(steps, start=1):
+            color, _ = look(0 if ratio >= 1 else 1)
+            after = reached * ratio
+            low, high = sorted((reached, after))
+            axes.barh(place, high - low, left=low, height=0.55, color=color, alpha=0.75, linewidth=0)
+            ends = [after, after] if interval is None else [reached * interval.low, reached * interval.high]
+            if interval is not None:
+                axes.plot(ends, [place, place], color=INK, linewidth=1.1, marker="|", markersize=6)
+            text = f"× {ratio:.2f}"
+            axes.annotate(text, (max(high, *ends), place), xytext=(6, 0), textcoords="offset points", va="center")
+            axes.plot([after, after], [place + 0.28, place + 0.72], color=MUTED, linewidth=0.7)
+            edges += [low, high, *ends]
+            reached = after
+        names = [base, *(name for name, _, _ in steps)]
+        axes.set_yticks(range(len(names)), [_short(name) for name in names])
+        axes.tick_params(axis="y", labelcolor=INK, length=0)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        span = max(edges) / min(edges)
+        axes.set_xlim(min(edges) / span**0.06, max(edges) * span**0.2)
+        logarithmic(axes, "x")
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(f"speed, {base} = 1")
+        alt = "; ".join(f"{name} times {ratio:.2f}" for name, ratio, _ in steps)
+        return svg_text(figure, "waterfall", f"Gains in speed one after the other from {base}: {alt}.")
+
+
+def scaling_lines(lines: Mapping[str, Sequence[tuple[int, float, Interval | None]]]) -> str:
+    """Efficiency against ranks: a line for weak and one for strong scaling; each starts at one rank, efficiency 1."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(STYLE):
+        figure, axes = new_figure(height=3.0)
+        axes.axhline(1, color=MUTED, linewidth=0.8)
+        top = 1.0
+        for place, (name, points) in enumerate(lines.items()):
+            color, dashes = look(place)
+            ranks, values = [1, *(p[0] for p in points)], [1.0, *(p[1] for p in points)]
+            axes.plot(ranks, values, color=color, dashes=dashes or (None, None), marker="o", markersize=4, label=name)
+            for count, _, interval in points:
+                if interval is not None:
+                    axes.plot([count, count], [max(interval.low, 0), interval.high], color=color, linewidth=1.1,
+                              marker="_", markersize=7)  # fmt: skip
+                    top = max(top, min(interval.high, 1.5))
+        counts = sorted({1, *(p[0] for points in lines.values() for p in points)})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.minorticks_off()
+        axes.set_ylim(0, 1.08 * top)
+        axes.set_xlabel("ranks")
+        axes.set_ylabel("efficiency")
+        _legend(figure, axes, "lower right", (1, 0.02))
+        alt = "; ".join(
+            f"{name}: " + ", ".join(f"{c} ranks {v:.2f}" for c, v, _ in points) for name, points in lines.items()
+        )
+        return svg_text(figure, "scaling", f"Scaling efficiency. {alt}.")
+
+
 def _bars(bars: Sequence[tuple[str, Interval]], colors: Mapping[str, int], unit: str, alt: str) -> str:
     import matplotlib as mpl
 

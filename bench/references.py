@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from bench.experiment import Experiment
+from bench.experiment import Experiment, LevelsTrial
 from bench.figures import NME_UNIT, SYSTEM, Figure, Source, fingerprint
 from bench.interval import Interval
 from bench.noise import NoiseFloor, own_noise_floor
@@ -183,9 +183,9 @@ def write_reference(reference: Reference, path: Path) -> None:
 def noise_floor(experiment: Experiment, folder: Path = BASELINES) -> NoiseFloor | None:
     """The experiment's own noise floor, or that of its system among the references in `folder`."""
     own = own_noise_floor(experiment)
-    if own is not None or not experiment.timed:
+    first = next((trial for trial in experiment.everything if not isinstance(trial, LevelsTrial)), None)
+    if own is not None or first is None:
         return own
-    first = experiment.timed[0]
     system = _part(fingerprint(first.environment, first.result.config), SYSTEM)
     for path in sorted(folder.glob("*.yaml")):
         try:

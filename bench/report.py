@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -17,8 +18,14 @@ from pose.errors import InputError, run_command
 from pose.files import write_atomically
 
 if TYPE_CHECKING:
-    from bench.experiment import Curve, Experiment, FaceErrors
+    from bench.experiment import Curve, Experiment, FaceErrors, LevelsTrial
+    from bench.interval import Interval
+    from bench.level_verdicts import LevelVerdict
+    from bench.parity import Comparison, FaceView
+    from bench.result import OpError
+    from bench.rule import Rule
     from bench.samples import Tile
+    from bench.speed_summary import ScalingRow, SpeedRow
 
 PAGE = "report.html"
 TABLE = "report.csv"
@@ -142,7 +149,7 @@ def speed_csv_text(experiment: Experiment) -> str:
 def speed_html_text(experiment: Experiment) -> str:
     """The page of an experiment that measures throughput."""
     from bench import plots, speed_summary, summary
-    from bench.experiment import CONTACT_SHEET, TRIALS
+    from bench.experiment import CONTACT_SHEET, GATES, TRIALS
     from bench.interval import Interval
     from bench.page import render
     from bench.samples import contact_sheet_uri
@@ -154,6 +161,7 @@ def speed_html_text(experiment: Experiment) -> str:
         warnings.append(str(error).replace(f"{experiment.folder}/", ""))
         sheet = None
     rows = speed_summary.speed_rows(experiment)
+    scaling = speed_summary.scaling_rows(experiment)
     gpu = speed_summary.machine(experiment)
     colors = {variant: place for place, variant in enumerate(experiment.variants)}
     if gpu is not None:
@@ -184,7 +192,12 @@ def speed_html_text(experiment: Experiment) -> str:
         headline=speed_summary.headline(experiment),
         gpu=gpu,
         rows=rows,
-        scaling=speed_summary.scaling_rows(experiment),
+        noise=_noise(experiment),
+        waterfall=plots.waterfall(steps, experiment.baseline) if (steps := _gains(experiment, rows)) else None,
+        scaling=scaling,
+        scaling_figure=plots.scaling_lines(_by_kind(scaling)) if scaling else None,
+        kernels=_kernels(experiment, warnings),
+        gates_file=GATES,
         notes=speed_summary.speed_notes(experiment),
         figure=plots.speed_bars(bars, colors, unit) if bars else None,
         environments=summary.environments(experiment),
@@ -199,10 +212,9 @@ def speed_html_text(experiment: Experiment) -> str:
 
 def html_text(experiment: Experiment) -> str:
     """The page."""
-    from bench import plots, speed_summary, summary
+    from bench import parity, plots, speed_summary, summary
     from bench.experiment import CONTACT_SHEET, GATES, TRIALS, read_curve, read_faces
     from bench.page import render
-    from bench.parity import SUBSETS
     from bench.samples import contact_sheet_uri, sample_tiles
     from pose.drawing import PREDICTED, TRUE
 
@@ -242,6 +254,7 @@ def html_text(experiment: Experiment) -> str:
 
     filters: dict[str, Callable[..., Any]] = {
         "cell": summary.cell_text,
+        "signed": parity.signed,
         "seconds": _seconds,
         "rate": summary.rate_text,
         "address": quote,
@@ -252,10 +265,18 @@ def html_text(experiment: Experiment) -> str:
         experiment=experiment,
         verdict=summary.verdict(experiment),
         headline=_headline(experiment),
-        subsets=SUBSETS,
+        subsets=parity.SUBSETS,
         counts=summary.face_counts(experiment),
         tables={metric: summary.rows(experiment, metric) for metric in ("nme", "failure_rate", "auc")},
-        differences=summary.differences(experiment),
+        parity=_parity(experiment, warnings) if experiment.measure == "training" else None,
+        levels=_levels(experiment, colors),
+        intervals=_intervals(experiment),
+        published=[
+            (label, [numbers[subset] for subset in parity.SUBSETS])
+            for label, numbers in (summary.PUBLISHED.items() if summary.has_real_faces(experiment) else ())
+        ],
+        noise=_noise(experiment),
+        kernels=_kernels(experiment, warnings),
         op_errors=summary.worst_op_errors(experiment),
         speeds=speeds,
         timings=summary.timings(experiment),
@@ -277,6 +298,140 @@ def html_text(experiment: Experiment) -> str:
         times_file=TIMES,
         commands=_commands(experiment),
     )
+
+
+@dataclass(frozen=True)
+class _Parity:
+    """What the template's section on parity shows."""
+
+    rule: Rule
+    level: int  # percent, of the intervals
+    comparisons: list[Comparison]
+    faces: dict[tuple[str, str, str], FaceView]
+    figure: str | None
+
+
+def _parity(experiment: Experiment, warnings: list[str], drawn: int = 16) -> _Parity | None:
+    from bench import plots
+    from bench.interval import Interval
+    from bench.parity import compare, experiment_rule, face_views
+
+    comparisons = compare(experiment)
+    if not any(one.differences for one in comparisons):
+        return None
+    rule = experiment_rule(experiment)
+    views, problems = face_views(experiment)
+    warnings += [text for text in problems if text not in warnings]
+    shown = [one for one in comparisons if one.differences]
+    if len(shown) > drawn:
+        shown = [one for one in shown if one.gating or one.subset == "test"][:drawn]
+    several = len({one.variant for one in shown}) > 1
+    rows = [
+        (
+            f"{one.variant}, {one.subset}" if several else one.subset,
+            one.test.mean if one.test is not None else one.differences[0],
+            Interval(one.test.mean, one.test.low, one.test.high) if one.test is not None else None,
+        )
+        for one in shown
+    ]
+    return _Parity(
+        rule,
+        round(100 * (1 - 2 * rule.alpha)),
+        comparisons,
+        {(view.variant, view.reference, view.subset): view for view in views},
+        plots.parity_intervals(rows, rule.margin),
+    )
+
+
+@dataclass(frozen=True)
+class _Levels:
+    verdicts: list[tuple[LevelsTrial, list[LevelVerdict]]]
+    op_errors: list[tuple[str, OpError]]
+    figure: str | None
+
+
+def _levels(experiment: Experiment, colors: dict[str, int]) -> _Levels | None:
+    from bench import plots
+    from bench.level_verdicts import level_verdicts
+
+    if not experiment.levels:
+        return None
+    results = [trial.result for trial in experiment.levels]
+    return _Levels(
+        [(trial, level_verdicts(trial.result)) for trial in experiment.levels],
+        [(one.variant, error) for one in results for error in one.op_errors],
+        plots.trajectories(
+            {one.variant: one.trajectory.update for one in results if one.trajectory is not None},
+            [one.twin.update for one in results if one.twin is not None],
+            colors,
+        ),
+    )
+
+
+def _intervals(experiment: Experiment) -> list[tuple[str, list[Interval | None]]]:
+    """Of each variant the NME with an interval over faces and seeds, by subset; lost files are told elsewhere."""
+    from bench.parity import SUBSETS
+    from bench.published import nme_intervals
+
+    found = [(variant, nme_intervals(experiment, variant)[0]) for variant in experiment.variants]
+    return [(variant, [cells.get(subset) for subset in SUBSETS]) for variant, cells in found if cells]
+
+
+def _noise(experiment: Experiment) -> str:
+    from bench.noise import UNKNOWN
+    from bench.references import noise_floor
+
+    found = noise_floor(experiment)
+    return found.sentence if found is not None else UNKNOWN
+
+
+def _gains(experiment: Experiment, rows: Sequence[SpeedRow]) -> list[tuple[str, float, Interval | None]]:
+    """The steps of the waterfall: from the baseline on, each row's gain over the one above it, while there is one."""
+    from bench.noise import is_again
+
+    steps: list[tuple[str, float, Interval | None]] = []
+    started = False
+    for row in rows:
+        if started and (row.gain is None or is_again(experiment, row.variant)):
+            break
+        if started and row.gain is not None:
+            steps.append((row.variant, row.gain.value, row.gain.interval))
+        started = started or row.baseline
+    return steps
+
+
+def _by_kind(rows: Sequence[ScalingRow]) -> dict[str, list[tuple[int, float, Interval | None]]]:
+    lines: dict[str, list[tuple[int, float, Interval | None]]] = {}
+    for row in sorted(rows, key=lambda row: row.world_size):
+        name = f"{row.kind}, beside {row.alone}"
+        lines.setdefault(name, []).append((row.world_size, row.efficiency.value, row.efficiency.interval))
+    return lines
+
+
+@dataclass(frozen=True)
+class _Kernels:
+    file: str
+    sentence: str
+    latency: Any
+    bandwidth: Any
+
+
+def _kernels(experiment: Experiment, warnings: list[str]) -> _Kernels | None:
+    """The figures of a kernel benchmark whose `kernels.json` lies in the experiment's folder."""
+    from bench.kernels import plots, summary
+    from bench.kernels.report import read_timed
+    from bench.kernels.result import KERNELS
+
+    file = experiment.folder / KERNELS
+    if not file.exists():
+        return None
+    try:
+        result = read_timed(file)
+    except InputError as error:
+        warnings.append(str(error).replace(f"{experiment.folder}/", ""))
+        return None
+    sentence = f"{summary.verdict(result).sentence} {summary.headline(result)}"
+    return _Kernels(KERNELS, sentence, plots.latency(result), plots.bandwidth(result))
 
 
 def _headline(experiment: Experiment, named: int = 4) -> str:
@@ -348,25 +503,42 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="an experiment's folder such as results/smoke, a folder that holds a kernels.json, or a JSON file that "
         "python -m bench.kernels or pytest --benchmark-json wrote",
     )
+    parser.add_argument(
+        "--format",
+        choices=("terminal", "csv", "json"),
+        default="terminal",
+        help="what is printed; the page is written whatever it is",
+    )
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    path: Path = _parse(arguments).path
+    options = _parse(arguments)
+    path: Path = options.path
 
-    from bench import terminal
+    from bench import export, terminal
     from bench.experiment import read_experiment
     from bench.kernels import report as kernel_report
 
     if (file := kernel_report.kernel_file(path)) is not None:
         result = kernel_report.read_timed(file)
         page = kernel_report.write_kernel_report(result, file)
-        kernel_report.show(result)
+        if options.format == "terminal":
+            kernel_report.show(result)
+        else:
+            print(export.kernel_json(result) if options.format == "json" else export.kernel_csv(result), end="")
     else:
         experiment = read_experiment(path)
         page = write_report(experiment)
-        terminal.show(experiment)
-    print(f"report: {page}")
+        if options.format == "terminal":
+            terminal.show(experiment)
+        elif options.format == "json":
+            print(export.experiment_json(experiment), end="")
+        else:
+            speed = experiment.measure == "throughput"
+            print(speed_csv_text(experiment) if speed else csv_text(experiment), end="")
+    if options.format == "terminal":
+        print(f"report: {page}")
     return 0
 
 

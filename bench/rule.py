@@ -63,7 +63,7 @@ def rule_of(config: Mapping[str, Any], where: str = "parity") -> Rule:
         gating=list(parity.gating),
         compared=compared(config["variants"], config["baseline"], parity.against),
         seeds=config["seeds"],
-        length=f"{train['epochs']} epochs" if train.get("epochs") is not None else f"{train.get('steps')} steps",
+        length=next((f"{train[key]} {key}" for key in ("epochs", "steps") if train.get(key) is not None), "any length"),
     )
 
 

@@ -1,4 +1,4 @@
-"""Sample faces for the report: test faces from the best to the worst, with the true and the predicted points drawn."""
+"""Sample faces for the report: the best, the median, the worst, with the true and the predicted points drawn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pose.errors import InputError
 
 TILE = 320  # pixels of a drawn face; a page 1120 wide shows it at 200
 QUALITY = 85
-RANKS = (("best", 0.0), ("", 0.25), ("median", 0.5), ("", 0.75), ("worst", 1.0))
+BEST, WORST = 3, 6  # faces of either kind
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,21 @@ class Tile:
 
 
 def sample_tiles(faces: FaceErrors, folder: Path) -> list[Tile]:
-    """Faces evenly spread over the ranks of their NME; relative image paths are looked up in `folder` too."""
+    """The best faces, the median one and the worst; relative image paths are looked up in `folder` too."""
     from pose.data.images import read_image
     from pose.drawing import crop_view
     from pose.geometry import PADDING
 
     order = np.argsort(faces.nme, kind="stable")
     order = order[np.isfinite(faces.nme[order])]
+    named = [(place, "best" if place == 0 else "") for place in range(BEST)]
+    named += [((len(order) - 1) // 2, "median")]
+    named += [(len(order) - place, "worst" if place == 1 else "") for place in range(WORST, 0, -1)]
     tiles: dict[int, Tile] = {}
-    for label, share in RANKS if len(order) else ():
-        face = int(order[round(share * (len(order) - 1))])
-        if face in tiles:  # fewer faces than ranks
+    for rank, label in named:
+        if not 0 <= rank < len(order) or int(order[rank]) in tiles:  # fewer faces than ranks
             continue
+        face = int(order[rank])
         path = Path(str(faces.image[face]))
         source, problem = None, None
         try:

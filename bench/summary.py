@@ -179,30 +179,6 @@ def face_counts(experiment: Experiment) -> tuple[str, ...]:
     )
 
 
-def differences(experiment: Experiment) -> list[Row]:
-    """NME of each variant less the baseline's at the same seed."""
-    base = {trial.result.seed: trial.result.metrics for trial in experiment.of_variant(experiment.baseline)}
-    table = []
-    for variant in experiment.variants:
-        pairs = [
-            (trial.result.metrics, base[trial.result.seed])
-            for trial in experiment.of_variant(variant)
-            if trial.result.seed in base
-        ]
-        if variant == experiment.baseline or not pairs:
-            continue
-        cells = []
-        for subset in SUBSETS:
-            new = [_value(one, subset, "nme") for one, _ in pairs]
-            old = [_value(other, subset, "nme") for _, other in pairs]
-            state = _state([metrics for pair in pairs for metrics in pair], subset)
-            cells.append(
-                _cell([a - b for a, b in zip(new, old, strict=True) if a is not None and b is not None], state)
-            )
-        table.append(Row(variant, "variant", tuple(cells), len(pairs)))
-    return table
-
-
 def worst_op_errors(experiment: Experiment) -> list[tuple[str, Trial, OpError]]:
     """For each variant the trial whose loss and gradient come closest to their limits, or pass them."""
     table = []

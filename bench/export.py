@@ -1,0 +1,106 @@
+"""A report as JSON and CSV: what the page says, for programs. Every figure names the file that it is from."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bench.experiment import AnyTrial, Experiment
+    from bench.kernels.result import KernelResult
+
+FORMAT = 1  # rises when a key changes its meaning or goes
+
+
+def experiment_json(experiment: Experiment) -> str:
+    """Verdict, gates, parity, speeds, trials, failures and warnings of an experiment; NMEs of trials as fractions."""
+    from bench import speed_summary, summary
+    from bench.level_verdicts import level_verdicts
+    from bench.noise import UNKNOWN
+    from bench.parity import compare, experiment_rule
+    from bench.references import noise_floor
+
+    verdict = summary.verdict(experiment)
+    floor = noise_floor(experiment)
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "experiment": experiment.name,
+        "measure": experiment.measure,
+        "verdict": asdict(verdict),
+        "gates": [gate.model_dump() for gate in experiment.gates],
+        "noise_floor": {"sentence": floor.sentence if floor is not None else UNKNOWN, "known": floor is not None},
+        "failures": [
+            {"trial": one.folder.name, "variant": one.variant, "seed": one.seed, **one.failure.model_dump()}
+            for one in experiment.failures
+        ],
+        "missing": list(experiment.missing),
+        "warnings": [
+            *experiment.problems, *summary.cautions(experiment), *speed_summary.speed_cautions(experiment)
+        ],
+        "trials": [_trial(trial) for trial in experiment.everything],
+    }  # fmt: skip
+    if experiment.measure == "training":
+        content["rule"] = experiment_rule(experiment).model_dump()
+        content["parity"] = [asdict(one) for one in compare(experiment)]
+        content["levels"] = [
+            {**asdict(one), "result": _file(trial)}
+            for trial in experiment.levels
+            for one in level_verdicts(trial.result)
+        ]
+    if experiment.timed:
+        content["speeds"] = [asdict(row) for row in speed_summary.speed_rows(experiment)]
+        content["scaling"] = [asdict(row) for row in speed_summary.scaling_rows(experiment)]
+    times = speed_summary.time_rows(experiment)
+    if times:
+        content["times"] = [asdict(row) for row in times]
+        content["thresholds"] = speed_summary.thresholds(experiment)
+    return json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n"
+
+
+def kernel_json(result: KernelResult) -> str:
+    """The result of a kernel benchmark as it was read."""
+    return result.model_dump_json(indent=1) + "\n"
+
+
+def kernel_csv(result: KernelResult) -> str:
+    """A line per measurement; seconds, bytes."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    columns = ("loss", "mode", "variant", "pred_dtype", "target_dtype", "elements", "weight", "upstream", "clock")
+    more = ("median", "bytes_per_second", "launches", "peak_extra_bytes", "compile_seconds")
+    writer.writerow([*columns, "shape", *more])
+    for one in result.measurements:
+        shape = "x".join(map(str, one.shape))
+        writer.writerow([*(getattr(one, name) for name in columns), shape, *(getattr(one, name) for name in more)])
+    return buffer.getvalue()
+
+
+def _trial(trial: AnyTrial) -> dict[str, Any]:
+    one = trial.result
+    known = {"trial": one.trial, "variant": one.variant, "seed": one.seed, "result": _file(trial)}
+    for key in ("metrics", "training"):
+        value = getattr(one, key, None)
+        if key == "metrics" and value is not None:
+            known[key] = {subset: row.model_dump() for subset, row in value.items()}
+        elif value is not None:
+            known["images_per_second"] = value.images_per_second.model_dump()
+    return known
+
+
+def _file(trial: AnyTrial) -> str:
+    from bench.experiment import TRIALS
+
+    return f"{TRIALS}/{trial.folder.name}/{trial.file}"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

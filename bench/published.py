@@ -1,0 +1,49 @@
+"""How sure an NME is, over faces and seeds, to be put beside published ones."""
+
+from __future__ import annotations
+
+import math
+
+from bench.experiment import Experiment, FaceErrors, read_faces
+from bench.interval import Interval, student_t
+from bench.parity import SUBSETS
+from pose.errors import InputError
+
+_NORMAL = 1.959964  # the 97.5 % quantile: faces are hundreds
+
+
+def nme_intervals(experiment: Experiment, variant: str) -> tuple[dict[str, Interval], list[str]]:
+    """The variant's NME, a fraction, with its 95 % interval, by subset; and what could not be read.
+
+    Two sources of chance, whose variances add: the seeds (the t interval of their means, none for one seed) and the
+    test faces (the deviation of the faces' means over seeds).
+    """
+    faces: list[FaceErrors] = []
+    problems = []
+    for trial in experiment.of_variant(variant):
+        try:
+            faces.append(read_faces(trial.folder))
+        except InputError as error:
+            problems.append(str(error).replace(f"{experiment.folder}/", ""))
+    if not faces or any(one.nme.shape != faces[0].nme.shape for one in faces):
+        return {}, problems
+    return {subset: found for subset in SUBSETS if (found := _interval(faces, subset)) is not None}, problems
+
+
+def _interval(faces: list[FaceErrors], subset: str) -> Interval | None:
+    import numpy as np
+
+    nme = np.stack([one.nme for one in faces])  # (seeds, faces)
+    place = SUBSETS.index(subset) - 1
+    if place >= 0:
+        flags, known = faces[0].attributes, faces[0].attributes_known
+        if flags is None or known is None or not known[place]:
+            return None
+        nme = nme[:, flags[:, place]]
+    seeds, count = nme.shape
+    if count < 2 or not np.isfinite(nme).all():
+        return None
+    by_face = _NORMAL * nme.mean(axis=0).std(ddof=1) / math.sqrt(count)
+    by_seed = student_t(seeds - 1) * nme.mean(axis=1).std(ddof=1) / math.sqrt(seeds) if seeds > 1 else 0.0
+    mean, half = float(nme.mean()), float(math.hypot(by_face, by_seed))
+    return Interval(mean, mean - half, mean + half)
