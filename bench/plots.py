@@ -220,6 +220,7 @@ def scaling_lines(lines: Mapping[str, Sequence[tuple[int, float, Interval | None
             color, dashes = look(place)
             ranks, values = [1, *(p[0] for p in points)], [1.0, *(p[1] for p in points)]
             axes.plot(ranks, values, color=color, dashes=dashes or (None, None), marker="o", markersize=4, label=name)
+            top = max(top, *values)
             for count, _, interval in points:
                 if interval is not None:
                     axes.plot([count, count], [max(interval.low, 0), interval.high], color=color, linewidth=1.1,

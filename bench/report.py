@@ -203,7 +203,7 @@ def speed_html_text(experiment: Experiment) -> str:
         environments=summary.environments(experiment),
         started=_started(experiment),
         contact_sheet=sheet,
-        warnings=warnings,
+        warnings=_shortened(warnings),
         trials_folder=TRIALS,
         table_file=TABLE,
         commands=_commands(experiment),
@@ -291,7 +291,7 @@ def html_text(experiment: Experiment) -> str:
         samples=samples,
         point_colors=[("predicted", f"rgb{PREDICTED}"), ("true", f"rgb{TRUE}")],
         contact_sheet=attempt(contact_sheet_uri, experiment.folder / CONTACT_SHEET),
-        warnings=warnings,
+        warnings=_shortened(warnings),
         trials_folder=TRIALS,
         gates_file=GATES,
         table_file=TABLE,
@@ -454,6 +454,12 @@ def _loss(config: dict[str, Any]) -> str:
     """What decides the scale of a loss curve: the function, not how it is computed."""
     loss = config.get("loss")
     return str({k: v for k, v in loss.items() if k not in ("impl", "gradient")}) if isinstance(loss, dict) else ""
+
+
+def _shortened(warnings: Sequence[str], shown: int = 12) -> list[str]:
+    """Of very many warnings the first; all of them are in the JSON form."""
+    more = len(warnings) - shown
+    return [*warnings] if more <= 1 else [*warnings[:shown], f"… and {more} more."]
 
 
 def _started(experiment: Experiment) -> str:
