@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from bench import caches, submissions
+from bench.block import block_call
 from bench.checkout import CODE, checkout
 from bench.experiment import TRIALS
 from bench.launch import finished_result, in_short, prepared_call, terminated_like_interrupted
@@ -148,7 +149,8 @@ class Dispatcher:
         last: list[str] = []
         try:
             for group in self._groups(trials):
-                after = [self._waiting.jobs[cold].id for cold in self._cold_of(group) if cold in self._waiting.jobs]
+                needed = [name for trial in group for name in trial.needs]
+                after = [self._waiting.jobs[name].id for name in needed if name in self._waiting.jobs]
                 jobs = self._submit(group, [*after, *(last if self._parallel is not None else ())])
                 last = sorted({job.id.partition("_")[0] for job in jobs})
         except Refused as error:
@@ -160,32 +162,33 @@ class Dispatcher:
         for trial in list(self._held):
             if room <= 0:
                 return
-            if any(cold in self._waiting.jobs for cold in self._cold_of([trial])):
+            held = {other.id for other in self._held}
+            if any(name in self._waiting.jobs or name in held for name in trial.needs):
                 continue
             self._held.remove(trial)
             self._submit([trial], [])
             room -= 1
 
     def _groups(self, trials: Sequence[Trial]) -> list[list[Trial]]:
-        """Trials that may go as one array: of equal requests, and not more than an array may have.
+        """Trials that go as one job each, or as one array: of equal requests, and not more than an array may have.
 
-        One that needs what another leaves goes by itself, after that.
+        One that needs what another leaves goes by itself, after that. Measurements of speed go as blocks.
         """
         assert isinstance(self._cluster, Slurm)
         alike: dict[Request, list[Trial]] = {}
+        blocks: dict[tuple[Request, int], list[Trial]] = {}
         alone = []
         for trial in trials:
-            if trial.caches == "warm":
+            request = self._requests[trial.id]
+            if trial.needs:
                 alone.append([trial])
+            elif trial.block is not None:
+                blocks.setdefault((request, trial.block), []).append(trial)
             else:
-                alike.setdefault(self._requests[trial.id], []).append(trial)
+                alike.setdefault(request, []).append(trial)
         most = self._cluster.largest_array() if any(len(group) > 1 for group in alike.values()) else 1
         split = [group[start : start + most] for group in alike.values() for start in range(0, len(group), most)]
-        return [*split, *alone]
-
-    def _cold_of(self, trials: Iterable[Trial]) -> list[str]:
-        wanted = {trial.shared for trial in trials if trial.caches == "warm"}
-        return [trial.id for trial in self._trials.values() if trial.caches == "cold" and trial.shared in wanted]
+        return [*split, *blocks.values(), *alone]
 
     @cached_property
     def _code(self) -> tuple[tuple[str | None, bool | None], Path]:
@@ -203,6 +206,10 @@ class Dispatcher:
         for trial in trials:
             call = prepared_call(trial, self._out, request.gpus_per_rank > 0 if self._cluster.detached else None)
             calls.append(call.resumable(MAX_REQUEUES) if request.requeue else call)
+        block = self._cluster.detached and trials[0].block is not None
+        if block:
+            folder.mkdir(parents=True, exist_ok=True)
+            calls = [block_call(calls, [trial.record(self._out) for trial in trials], folder)]
         intent = submissions.intent(
             name, self._cluster.kind, [t.id for t in trials], request.ranks, request.minutes, request.requeue, commit
         )
@@ -214,6 +221,7 @@ class Dispatcher:
         except Refused:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+        ids = ids * len(trials) if block else ids
         submission = intent.model_copy(update={"jobs": ids})
         submissions.write(submission, folder)
         jobs = [Job(trial.id, job, folder, submission) for trial, job in zip(trials, ids, strict=True)]
@@ -221,6 +229,8 @@ class Dispatcher:
             self._waiting.jobs[job.trial] = job
         if len(jobs) == 1:
             print(f"{self._labels[trials[0].id]}: sent as job {ids[0]}")
+        elif block:
+            print(f"{len(jobs)} measurements: sent as job {ids[0]}, in which they alternate")
         else:
             limit = f", {self._parallel} at a time" if self._parallel is not None else ""
             print(f"{len(jobs)} trials: sent as jobs {ids[0]} to {ids[-1]}{limit}")
@@ -261,6 +271,8 @@ class Dispatcher:
     def _take(self, states: Mapping[str, JobState]) -> tuple[bool, str | None]:
         """Act on the jobs' states: whether any has changed, and the sentence of a trial with unusable input."""
         changed = False
+        again: list[Trial] = []  # sent together: those of a block belong into one job
+        running = {self._waiting.jobs[name].id for name, s in self._waiting.states.items() if s.name == "RUNNING"}
         for name, job in list(self._waiting.jobs.items()):
             trial = self._trials[name]
             result = finished_result(trial, self._out) if trial.record(self._out).exists() else None
@@ -275,7 +287,8 @@ class Dispatcher:
             before = self._waiting.states.get(name)
             if before is None or before.name != state.name:
                 changed = True
-                if state.name == "RUNNING":
+                if state.name == "RUNNING" and job.id not in running:
+                    running.add(job.id)
                     print(f"{self._labels[name]}: job {job.id} runs on {state.nodes or 'this machine'}", flush=True)
                 elif before is not None and state.name in BACK and before.name not in BACK:
                     print(f"{self._labels[name]}: job {job.id} is {_words(state)} again", flush=True)
@@ -291,20 +304,24 @@ class Dispatcher:
                 self._forget(name)
                 if failure.kind == "input":
                     return True, failure.message
-                self._give_up_or_send_again(trial, job, failure)
+                if self._may_be_sent_again(trial, job, failure):
+                    again.append(trial)
+        if again:
+            self._send(again)
         return changed, None
 
-    def _give_up_or_send_again(self, trial: Trial, job: Job, failure: Failure) -> None:
+    def _may_be_sent_again(self, trial: Trial, job: Job, failure: Failure) -> bool:
+        """Whether it was lost through no fault of its own; else it is given up."""
         label, log = self._labels[trial.id], trial.folder(self._out) / "log.txt"
         again = self._waiting.resubmitted.get(trial.id, 0) + 1
         if failure.kind in NOT_ITS_FAULT and again <= RESUBMISSIONS:
             print(f"{label}: job {job.id} lost ({failure.message}); sent again", file=sys.stderr, flush=True)
             self._waiting.resubmitted[trial.id] = again
-            self._send([trial])
-            return
+            return True
         write_record(failure, trial.folder(self._out) / FAILURE)
         print(f"{label}: FAILED, job {job.id}, see {log}: {failure.message}", file=sys.stderr)
         print(failure.traceback or failure.log or "", end="", file=sys.stderr, flush=True)
+        return False
 
     def _forget(self, name: str) -> None:
         for known in (self._waiting.jobs, self._waiting.states, self._waiting.over_since):
@@ -319,7 +336,8 @@ def cancel(jobs: Iterable[Job]) -> list[str]:
     ended: list[str] = []
     for folder, group in by_folder.items():
         sent = group[0].submission
-        ended += backend(sent.cluster).cancel([job.id for job in group], name=sent.name, folder=folder)
+        ids = list(dict.fromkeys(job.id for job in group))  # measurements of a block share one
+        ended += backend(sent.cluster).cancel(ids, name=sent.name, folder=folder)
     return ended
 
 

@@ -8,19 +8,26 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from bench.interval import Interval, mean_interval
+from pydantic import ConfigDict, Field
+
+from bench.interval import FEWEST_SAMPLES, Interval, mean_interval, median_interval
 from bench.parity import SUBSETS
+from bench.result import Record, valid
 from pose.errors import InputError
 
 if TYPE_CHECKING:
-    from bench.experiment import Experiment
+    from bench.experiment import Experiment, Trial
     from bench.result import Environment
 
 SYSTEM = ("GPU", "driver", "torch", "CUDA", "triton", "CPU")
 WORKLOAD = ("batch", "precision", "world size")
-NME_UNIT = "NME x 100"
+NME_UNIT, FR_UNIT, AUC_UNIT = "NME x 100", "% of faces", "%"
+# Compared by their difference, for an FR may be 0. An NME that is 0.01 higher under the threshold of 0.10 lowers the
+# AUC by 0.1, so of an AUC ten times an NME's margin is as much
+MARGINS = {NME_UNIT: 1.0, FR_UNIT: 1.0, AUC_UNIT: 10.0}
+_FEWEST = 5  # samples whose least and greatest hold the median with 94 %
 _NOTCH = 1.57  # times the interquartile range over the root of the count: McGill, Tukey, Larsen, Am. Stat. 32, 1978
 
 
@@ -35,6 +42,7 @@ class Figure:
     better: Literal["higher", "lower"]
     samples: int
     fingerprint: Mapping[str, str]  # keys of SYSTEM and WORKLOAD, as far as they apply
+    one_process: bool = False  # the interval is of what one process timed, and processes differ by more
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,7 @@ class Source:
     path: Path
     figures: tuple[Figure, ...]
     problems: tuple[str, ...] = ()
+    damaged: tuple[str, ...] = ()  # of the problems those of trials that are done and cannot be read
     commit: str | None = None
     dirty: bool | None = None
     host: str | None = None
@@ -73,13 +82,16 @@ def read_source(path: Path) -> Source:
 
 
 def _of_experiment(path: Path) -> Source:
-    from bench.experiment import read_experiment
+    from bench.experiment import TRIALS, read_experiment
 
     experiment = read_experiment(path)
     figures = [*_of_trainings(experiment), *_of_speeds(experiment)]
     environments = [trial.environment for trial in experiment.everything]
+    damaged = [
+        problem for problem in experiment.problems if any(f"{TRIALS}/{name}/" in problem for name in experiment.missing)
+    ]
     if not figures:
-        raise InputError(f"{path}: has no result to compare")
+        raise InputError(f"{path}: has no result to compare" + (f" ({damaged[0]})" if damaged else ""))
     return Source(
         path,
         tuple(figures),
@@ -87,8 +99,9 @@ def _of_experiment(path: Path) -> Source:
             [*experiment.problems, *(f"{name} has no result" for name in experiment.missing)]
             + [f"{one.folder.name} failed: {one.failure.message}" for one in experiment.failures]
         ),
+        damaged=tuple(damaged),
         commit=_same([one.commit for one in environments]),
-        dirty=any(one.dirty for one in environments),
+        dirty=None if all(one.dirty is None for one in environments) else any(one.dirty for one in environments),
         host=_same([one.host for one in environments]),
         started=min((trial.result.started for trial in experiment.everything), default=None),
         experiment=experiment,
@@ -100,21 +113,39 @@ def _of_trainings(experiment: Experiment) -> Iterator[Figure]:
         trials = experiment.of_variant(variant)
         if not trials or experiment.measure == "time_to_nme":
             continue
-        print_ = fingerprint(trials[0].environment, trials[0].result.config)
+        print_ = together([fingerprint(one.environment, one.result.config) for one in trials])
         for subset in SUBSETS:
             rows = [trial.result.metrics[subset] for trial in trials if subset in trial.result.metrics]
             rows = [row for row in rows if row.count]
             columns: list[tuple[str, Literal["higher", "lower"], str, list[float | None]]] = [
                 (NME_UNIT, "lower", NME_UNIT, [row.nme for row in rows]),
-                ("FR@10", "lower", "% of faces", [row.failure_rate for row in rows]),
-                ("AUC@10", "higher", "%", [row.auc for row in rows]),
+                ("FR@10", "lower", FR_UNIT, [row.failure_rate for row in rows]),
+                ("AUC@10", "higher", AUC_UNIT, [row.auc for row in rows]),
             ]
             for name, better, unit, values in columns if rows else ():
                 numbers = [math.nan if value is None else 100 * value for value in values]
                 yield _mean(f"{variant}: {name}, {subset}", numbers, unit, better, print_)
-        speeds = [t.result.throughput.images_per_second for t in trials if t.result.throughput is not None]
-        if speeds:
-            yield _geometric(f"{variant}: training", speeds, "images/s", "higher", print_)
+        yield from _training_speed(variant, trials, print_)
+
+
+def _training_speed(variant: str, trials: Sequence[Trial], print_: Mapping[str, str]) -> Iterator[Figure]:
+    from bench.summary import INTERPRETER
+
+    found = [trial.result.throughput for trial in trials if trial.result.throughput is not None]
+    interpreted = _mapping(trials[0].result.config.get("loss")).get("impl") == "triton" and any(
+        INTERPRETER in trial.environment.variables for trial in trials
+    )
+    if not found or interpreted:  # an interpreted kernel's speed says nothing
+        return
+    alone = len(found) == 1 and len(found[0].windows) >= FEWEST_SAMPLES
+    yield _geometric(
+        f"{variant}: training",
+        [one.images_per_second for one in found],
+        "images/s",
+        "higher",
+        print_,
+        median_interval(found[0].windows) if alone else None,
+    )
 
 
 def _of_speeds(experiment: Experiment) -> Iterator[Figure]:
@@ -122,15 +153,14 @@ def _of_speeds(experiment: Experiment) -> Iterator[Figure]:
         found = [trial.result for trial in experiment.timed_of(variant)]
         if not found:
             continue
-        print_ = fingerprint(found[0].environment, found[0].config)
+        print_ = together([fingerprint(one.environment, one.config) for one in found])
         for name in ("training", "input_alone", "resident"):
             estimates = [getattr(one, name).images_per_second for one in found]
-            figure = _geometric(
-                f"{variant}: {name.replace('_', ' ')}", [e.value for e in estimates], "images/s", "higher", print_
-            )
-            yield figure
+            alone = Interval(estimates[0].value, estimates[0].low, estimates[0].high) if len(found) == 1 else None
+            title, values = f"{variant}: {name.replace('_', ' ')}", [e.value for e in estimates]
+            yield _geometric(title, values, "images/s", "higher", print_, alone)
         memory = [float(one.memory.reserved or one.memory.allocated) for one in found]
-        yield Figure(f"{variant}: memory", max(memory), None, "bytes", "lower", len(memory), print_)
+        yield _geometric(f"{variant}: memory", memory, "bytes", "lower", print_)
 
 
 def _of_kernels(file: Path) -> Source:
@@ -139,45 +169,72 @@ def _of_kernels(file: Path) -> Source:
     result = read_timed(file)
     figures = []
     for m in result.measurements:
+        if m.variant == "triton_interpreted":  # says nothing about speed
+            continue
         shape = "x".join(map(str, m.shape))
         name = (
             f"{m.loss} {m.mode} {m.variant} {m.pred_dtype}/{m.target_dtype} {shape}, weight {m.weight}, {m.clock} time"
         )
         name += "" if m.upstream == "one" else f", upstream {m.upstream}"
-        interval = _notch(m.median, m.seconds)
         system = _system(result.environment)
-        figures.append(Figure(name, m.median, interval, "s", "lower", len(m.seconds), system))
+        figures.append(
+            Figure(name, m.median, _around_median(m.seconds), "s", "lower", len(m.seconds), system, one_process=True)
+        )
+    if not figures:
+        raise InputError(f"{file}: holds no measurement of speed")
     where = result.environment
-    return Source(file, tuple(figures), (), where.commit, where.dirty, where.host, result.started)
+    return Source(file, tuple(figures), (), (), where.commit, where.dirty, where.host, result.started)
+
+
+class _Stats(Record):
+    model_config = ConfigDict(
+        strict=True, allow_inf_nan=True
+    )  # a figure that is no number fails; the file is none less
+
+    median: float
+    iqr: float
+    rounds: Annotated[int, Field(ge=1)]
+    data: list[float] | None = None
+
+    @property
+    def interval(self) -> Interval | None:
+        if not math.isfinite(self.median):
+            return None
+        if self.data is not None and len(self.data) == self.rounds and all(map(math.isfinite, self.data)):
+            return _around_median(self.data)
+        if self.rounds < _FEWEST or not (math.isfinite(self.iqr) and self.iqr >= 0):
+            return None
+        half = _NOTCH * self.iqr / math.sqrt(self.rounds)
+        return Interval(self.median, self.median - half, self.median + half)
 
 
 def _of_pytest_benchmark(file: Path, content: dict[str, Any]) -> Source:
     machine: dict[str, Any] = _mapping(content.get("machine_info"))
     commit: dict[str, Any] = _mapping(content.get("commit_info"))
     brand = _mapping(machine.get("cpu")).get("brand_raw")
-    figures = []
+    figures: dict[str, Figure] = {}
     for place, one in enumerate(content["benchmarks"]):
-        stats = one.get("stats") if isinstance(one, dict) else None
-        if not isinstance(stats, dict):
+        if not isinstance(one, dict) or not isinstance(one.get("stats"), dict):
             raise InputError(f"{file}: benchmarks.{place}: has no stats")
         name = str(one.get("fullname", one.get("name")))
-        try:
-            median, spread, rounds = float(stats["median"]), float(stats["iqr"]), int(stats["rounds"])
-        except (KeyError, TypeError, ValueError):
-            raise InputError(f"{file}: benchmarks.{place}.stats: no median, iqr and rounds") from None
-        half = _NOTCH * spread / math.sqrt(rounds) if rounds > 3 else None
+        if name in figures:
+            raise InputError(f"{file}: benchmarks.{place}: {name} is there twice")
+        stats = valid(_Stats, one["stats"], f"{file}: benchmarks.{place}.stats")
         known = _plain_system(_mapping(_mapping(one.get("extra_info")).get("environment")))
         if brand and "GPU" not in known:
             known.setdefault("CPU", str(brand))
-        interval = Interval(median, median - half, median + half) if half is not None else None
-        figures.append(Figure(name, median, interval, "s", "lower", rounds, known))
+        figures[name] = Figure(name, stats.median, stats.interval, "s", "lower", stats.rounds, known, one_process=True)
     if not figures:
         raise InputError(f"{file}: holds no benchmark")
     dirty = commit.get("dirty")
     return Source(
-        file, tuple(figures), (), commit.get("id"), dirty if isinstance(dirty, bool) else None, machine.get("node"),
-        content.get("datetime"),
-    )  # fmt: skip
+        file,
+        tuple(figures.values()),
+        commit=_text(commit.get("id")),
+        dirty=dirty if isinstance(dirty, bool) else None,
+        host=_text(machine.get("node")),
+        started=_text(content.get("datetime")),
+    )
 
 
 def fingerprint(environment: Environment, config: Mapping[str, Any]) -> dict[str, str]:
@@ -207,6 +264,12 @@ def _plain_system(environment: Mapping[str, Any], *, on_gpu: bool = True) -> dic
     return {key: str(value) for key, value in values.items() if value}
 
 
+def together(found: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The fingerprint of a figure from several trials; where they differ it has all of their values."""
+    keys = dict.fromkeys(key for one in found for key in one)
+    return {key: " / ".join(sorted({one.get(key, "not known") for one in found})) for key in keys}
+
+
 def _mean(
     name: str, values: Sequence[float], unit: str, better: Literal["higher", "lower"], print_: Mapping[str, str]
 ) -> Figure:
@@ -215,27 +278,37 @@ def _mean(
 
 
 def _geometric(
-    name: str, values: Sequence[float], unit: str, better: Literal["higher", "lower"], print_: Mapping[str, str]
+    name: str,
+    values: Sequence[float],
+    unit: str,
+    better: Literal["higher", "lower"],
+    print_: Mapping[str, str],
+    alone: Interval | None = None,
 ) -> Figure:
-    """Of speeds of processes: the unit that repeats is a process, not a step."""
+    """Of speeds of processes: the unit that repeats is a process, not a step. alone: the interval of a single one."""
     if not all(math.isfinite(value) and value > 0 for value in values):
         return Figure(name, math.nan, None, unit, better, len(values), print_)
+    if alone is not None:
+        return Figure(name, values[0], alone, unit, better, 1, print_, one_process=True)
     logs = [math.log(value) for value in values]
     found = mean_interval(logs)
     interval = found and Interval(math.exp(found.value), math.exp(found.low), math.exp(found.high))
     return Figure(name, math.exp(statistics.fmean(logs)), interval, unit, better, len(values), print_)
 
 
-def _notch(median: float, samples: Sequence[float]) -> Interval | None:
-    if len(samples) < 4:
-        return None
-    low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
-    half = _NOTCH * (high - low) / math.sqrt(len(samples))
-    return Interval(median, median - half, median + half)
+def _around_median(samples: Sequence[float]) -> Interval | None:
+    """The median's interval from samples in the order they were taken; None for too few."""
+    if len(samples) >= FEWEST_SAMPLES:
+        return median_interval(samples)
+    return Interval(statistics.median(samples), min(samples), max(samples)) if len(samples) >= _FEWEST else None
 
 
 def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _same(values: Sequence[str | None]) -> str | None:

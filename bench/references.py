@@ -9,18 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bench.experiment import Experiment, LevelsTrial
-from bench.figures import NME_UNIT, SYSTEM, Figure, Source, fingerprint
+from bench.figures import MARGINS, SYSTEM, Figure, Source, fingerprint, together
 from bench.interval import Interval
 from bench.noise import NoiseFloor, own_noise_floor
 from pose.errors import InputError
 from pose.files import write_atomically
-from pose.yaml_layers import dump_yaml
+from pose.yaml_layers import dump_yaml, read_layers
 
 BASELINES = Path(__file__).parent / "baselines"
 SCHEMA_VERSION = 1
@@ -29,7 +28,7 @@ Bounds = tuple[float | None, float | None]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Provenance(_Strict):
@@ -51,6 +50,18 @@ class ReferenceFigure(_Strict):
     workload: dict[str, str] = {}
     bounds: Annotated[list[float | None], Field(min_length=2, max_length=2)]  # lower and upper; null: none
     bounds_in: Literal["percent", "unit"]
+    one_process: bool = False  # `bench.figures.Figure`
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        lower, upper = self.bounds
+        if (lower is not None and lower > 0) or (upper is not None and upper < 0):
+            raise ValueError(f"bounds: {lower} and {upper}: the lower one is at most 0, the upper one at least 0")
+        if self.bounds_in == "percent" and lower is not None and lower <= -100:
+            raise ValueError(f"bounds: {lower} %: nothing falls so far")
+        if self.interval is not None and not self.interval[0] <= self.value <= self.interval[1]:
+            raise ValueError(f"interval: {self.interval} does not hold the value {self.value}")
+        return self
 
 
 class StoredNoise(_Strict):
@@ -59,6 +70,7 @@ class StoredNoise(_Strict):
     pairs: int
     deviation: float
     ratio: Annotated[list[float], Field(min_length=3, max_length=3)]  # value, low, high
+    provenance: Provenance | None = None  # None: the file's
 
 
 class Reference(_Strict):
@@ -71,15 +83,14 @@ class Reference(_Strict):
 
 def read_reference(path: Path) -> Reference:
     """Read a reference file; anything else is an `InputError` naming the file and key."""
-    from pydantic import ValidationError
-
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        layers = read_layers(path)  # names lines, and refuses a key that is set twice
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-    version = content.get("schema_version") if isinstance(content, dict) else None
+    if any(not place.startswith(f"{path}:") for place in layers.origins.values()):
+        raise InputError(f"{path}: extends: a file of reference values stands alone")
+    content = layers.values
+    version = content.get("schema_version")
     if type(version) is not int:
         raise InputError(f"{path}: not a file of reference values (it has no schema_version)")
     if version != SCHEMA_VERSION:
@@ -88,7 +99,9 @@ def read_reference(path: Path) -> Reference:
         return Reference.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        keys = tuple(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{layers.origin(keys)}: {'.'.join(keys)}: {message}") from None
 
 
 def figures_of(reference: Reference) -> dict[str, tuple[Figure, Bounds, bool]]:
@@ -103,6 +116,7 @@ def figures_of(reference: Reference) -> dict[str, tuple[Figure, Bounds, bool]]:
                 one.better,
                 one.samples,
                 {**reference.system, **one.workload},
+                one.one_process,
             ),
             (one.bounds[0], one.bounds[1]),
             one.bounds_in == "percent",
@@ -113,8 +127,8 @@ def figures_of(reference: Reference) -> dict[str, tuple[Figure, Bounds, bool]]:
 
 def default_bounds(figure: Figure, tolerance: float, margin: float) -> tuple[Bounds, bool]:
     """Bounds on the bad side alone, and whether they are in percent; `margin` is an NME's."""
-    percent = figure.unit != NME_UNIT
-    room = tolerance if percent else margin
+    percent = figure.unit not in MARGINS
+    room = tolerance if percent else margin * MARGINS[figure.unit]
     return ((None, room) if figure.better == "lower" else (-room, None)), percent
 
 
@@ -133,16 +147,24 @@ def make_reference(
     systems = {tuple(_part(figure.fingerprint, SYSTEM).items()) for figure in source.figures}
     if len(systems) > 1:
         raise InputError(f"{source.path}: was measured on several systems, and a reference is of one")
-    floor = own_noise_floor(source.experiment) if source.experiment is not None else None
-    stored = (
-        StoredNoise(
-            pairs=floor.pairs, deviation=floor.deviation, ratio=[floor.ratio.value, floor.ratio.low, floor.ratio.high]
-        )
-        if floor is not None
-        else before.noise_floor
-        if before is not None
-        else None
+    system = dict(next(iter(systems)))
+    provenance = Provenance(
+        source=shown(source.path),
+        commit=source.commit,
+        dirty=source.dirty,
+        host=source.host,
+        measured=source.started,
+        written=written,
+        command=command,
     )
+    floor = own_noise_floor(source.experiment) if source.experiment is not None else None
+    stored = None
+    if floor is not None:
+        ratio = [floor.ratio.value, floor.ratio.low, floor.ratio.high]
+        stored = StoredNoise(pairs=floor.pairs, deviation=floor.deviation, ratio=ratio, provenance=provenance)
+    elif before is not None and before.system == system and before.noise_floor is not None:
+        known_from = before.noise_floor.provenance or before.provenance
+        stored = before.noise_floor.model_copy(update={"provenance": known_from})
     figures = {}
     for figure in source.figures:
         known = before.figures.get(figure.name) if before is not None else None
@@ -156,20 +178,12 @@ def make_reference(
             workload={key: value for key, value in figure.fingerprint.items() if key not in SYSTEM},
             bounds=known.bounds if known is not None else list(bounds),
             bounds_in=known.bounds_in if known is not None else "percent" if percent else "unit",
+            one_process=figure.one_process,
         )
-    provenance = Provenance(
-        source=_shown(source.path),
-        commit=source.commit,
-        dirty=source.dirty,
-        host=source.host,
-        measured=source.started,
-        written=written,
-        command=command,
-    )
     return Reference(
         schema_version=1,
         provenance=provenance,
-        system=dict(next(iter(systems))),
+        system=system,
         noise_floor=stored,
         figures=figures,
     )
@@ -183,10 +197,10 @@ def write_reference(reference: Reference, path: Path) -> None:
 def noise_floor(experiment: Experiment, folder: Path = BASELINES) -> NoiseFloor | None:
     """The experiment's own noise floor, or that of its system among the references in `folder`."""
     own = own_noise_floor(experiment)
-    first = next((trial for trial in experiment.everything if not isinstance(trial, LevelsTrial)), None)
-    if own is not None or first is None:
+    trials = [trial for trial in experiment.everything if not isinstance(trial, LevelsTrial)]
+    if own is not None or not trials:
         return own
-    system = _part(fingerprint(first.environment, first.result.config), SYSTEM)
+    system = _part(together([fingerprint(one.environment, one.result.config) for one in trials]), SYSTEM)
     for path in sorted(folder.glob("*.yaml")):
         try:
             reference = read_reference(path)
@@ -205,7 +219,7 @@ def _part(found: Any, keys: Iterable[str]) -> dict[str, str]:
     return {key: found[key] for key in keys if key in found}
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     """Without what is of this machine alone."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))

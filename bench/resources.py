@@ -54,7 +54,7 @@ class System(Section):
     gpu_type: Word | None = None
     cpus_per_task: Positive | None = None  # of a rank
     memory_gb: PositiveFloat | None = None  # of a node
-    time: Time = 60
+    time: Time = 60  # of a job: a trial's, or a whole block of measurements of speed
     signal_seconds: Positive = 120  # how long before the time limit a trial is told to save
     exclusive: bool = False  # nodes are not shared with other jobs
     modules: list[Word] = Field(default=[])

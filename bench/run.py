@@ -161,20 +161,21 @@ def _print_scripts(config: Path, settings: Sequence[str], out: Path | None) -> i
     experiment, recipes = load_experiment(config, settings)
     place = _place(experiment, recipes)
     out = out if out is not None else Path("results") / experiment.name
-    alike: dict[Request, list[Trial]] = {}
+    alike: dict[tuple[Request, int | None], list[Trial]] = {}
     for trial in plan(experiment, recipes, faces=""):
-        alike.setdefault(place.requests[trial.variant], []).append(trial)
-    for request, trials in alike.items():
+        alike.setdefault((place.requests[trial.variant], trial.block), []).append(trial)
+    for (request, block), trials in alike.items():
         folder = submissions.new_folder(out)
         name = submissions.job_name(experiment.name, folder)
         code = out.absolute() / submissions.CODE / "DIGEST"
         try:
-            text = script(request, name=name, folder=folder, search_path=code, count=len(trials),
-                          parallel=place.parallel)  # fmt: skip
+            text = script(request, name=name, folder=folder, search_path=code,
+                          count=len(trials) if block is None else 1, parallel=place.parallel)  # fmt: skip
         except Refused as error:
             raise InputError(f"--out: {error}") from None
         variants = dict.fromkeys(trial.variant for trial in trials)
-        print(f"### {len(trials)} trial{'s' if len(trials) > 1 else ''} of {', '.join(variants)}\n{text}")
+        what = "trial" if block is None else "alternating measurement"
+        print(f"### {len(trials)} {what}{'s' if len(trials) > 1 else ''} of {', '.join(variants)}\n{text}")
     return 0
 
 

@@ -235,12 +235,25 @@ def speed_cautions(experiment: Experiment) -> list[str]:
             f"The speed varied between windows or processes: {', '.join(unstable)}. Other load on the machine does "
             "that; so do windows of too few steps."
         )
+    apart = []
+    for repeat in sorted({trial.result.repeat for trial in experiment.timed}):
+        jobs: dict[tuple[int, str], set[str | None]] = {}
+        for trial in experiment.timed:
+            one = trial.result
+            if one.repeat == repeat:
+                jobs.setdefault((one.world_size, one.environment.host), set()).add(one.environment.job)
+        apart += [str(repeat)] if any(len(ids) > 1 for ids in jobs.values()) else []
+    if apart:
+        found.append(
+            f"Measurements of {'repeat' if len(apart) == 1 else 'repeats'} {', '.join(apart)} ran in several "
+            "allocations: their ratios hold whatever differed between these."
+        )
     groups: dict[str, list[tuple[str, Finding]]] = {}
     for trial in experiment.timed:
-        for one in findings(trial.result):
-            groups.setdefault(one.kind, []).append((trial.label, one))
+        for what in findings(trial.result):
+            groups.setdefault(what.kind, []).append((trial.label, what))
     for group in groups.values():
-        named = [f"{label}: {one.sentence}" for label, one in group[:3]]
+        named = [f"{label}: {what.sentence}" for label, what in group[:3]]
         more = f"; and {len(group) - 3} more trials" if len(group) > 3 else ""
         found.append(f"{'; '.join(named)}{more}. What helps: {group[0][1].advice}.")
     return found

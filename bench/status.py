@@ -78,6 +78,8 @@ def _row(name: str, folder: Path, job: Job | None, state: JobState | None, silen
     if job is not None and state is not None:
         if state.name == "PENDING":
             return Row(name, "queued", id, note=state.reason)
+        if state.alive and not status and (job.submission.jobs or []).count(id) > 1:
+            return Row(name, "queued", id, state.nodes, note="its turn in the job comes")
         if state.alive:
             return _running(name, status, id, state)
         return Row(name, "failed", id, state.nodes, note=failure_of(job, state, folder).message)

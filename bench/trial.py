@@ -138,7 +138,7 @@ def run_trial(argument: str) -> int:
     print(f"error: {failure.message}", file=sys.stderr)
     failure = failure.model_copy(update={"attempt": int(os.environ.get(ATTEMPT, "0")), "job": os.environ.get(JOB)})
     with suppress(InputError, OSError):  # a full disk: the exit code and the last line tell
-        _write_if_first(failure, folder / FAILURE)
+        write_if_first(failure, folder / FAILURE)
     return {"input": EXIT_INPUT, "interrupted": STOPPED}.get(failure.kind, EXIT_FAILED)
 
 
@@ -149,7 +149,8 @@ def _of_another_rank(error: Exception) -> bool:
     return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
-def _write_if_first(failure: Failure, path: Path) -> None:
+def write_if_first(failure: Failure, path: Path) -> None:
+    """Write `failure` unless another rank has left the cause there already."""
     own = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
     write_record(failure, own)
     try:
@@ -186,6 +187,8 @@ def _run(folder: Path, spec: dict[str, Any]) -> Result | ThroughputResult | Leve
         if spec["measure"] == "levels":
             from bench.levels import measure_levels
 
+            if not (folder.parent / spec["weights"] / "checkpoint.pt").exists():
+                raise RuntimeError(f"the trial {spec['weights']}, whose weights it evaluates, has left no checkpoint")
             return measure_levels(recipe, spec, folder, ranks, _Status(folder / STATUS).phase)
         return _train(folder, spec, recipe, ranks)
 

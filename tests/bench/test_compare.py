@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from records import result, store, subset, throughput_result
+from test_kernel_result import kernel_result, measurement
 
 from bench.compare import Change, compared, main
-from bench.figures import Figure, read_source
-from bench.interval import Interval
+from bench.figures import MARGINS, Figure, read_source
+from bench.interval import Interval, median_interval
 from bench.noise import own_noise_floor
-from bench.references import noise_floor, read_reference
+from bench.references import default_bounds, noise_floor, read_reference
+from bench.result import Memory, write_record
 from pose.errors import InputError
 
 THROUGHPUT: dict[str, Any] = {"measure": "throughput", "throughput": {"repeats": 4, "windows": 10, "window_steps": 10}}
@@ -42,6 +45,7 @@ def verdict(base: Figure, new: Figure | None, bounds: tuple[float | None, float 
         (112.0, 0.01, "better"),
         (103.0, 0.01, "same"),
         (112.0, None, "unclear"),
+        (100.0, None, "unclear"),  # nor is it shown to be the same
     ],
 )
 def test_a_regression_is_an_interval_wholly_beyond_the_bound(new: float, half: float | None, expected: str) -> None:
@@ -160,6 +164,84 @@ def test_trainings_are_compared_by_nme_and_speed(tmp_path: Path, capsys: pytest.
     assert names == {f"a: {m}, {s}" for m in ("NME x 100", "FR@10", "AUC@10") for s in ("test", "blur")}
 
 
+def measured(folder: Path, speeds: list[float], **changes: Any) -> Path:
+    return store(folder, [throughput_result("a", r, speed, **changes) for r, speed in enumerate(speeds)], THROUGHPUT)
+
+
+def test_memory_that_doubles_is_a_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = Memory(of="gpu", allocated=2 * 10**10, reserved=48 * 10**9)
+    old, new = measured(tmp_path / "a", [100, 101]), measured(tmp_path / "b", [100, 101], memory=more)
+    assert main([str(old), str(new), "--format", "json"]) == 1
+    found = {row["name"]: row["verdict"] for row in json.loads(capsys.readouterr().out)}
+    assert found["a: memory"] == "REGRESSION"
+
+
+def test_one_repeat_is_judged_by_its_windows_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, slow = measured(tmp_path / "a", [100.0]), measured(tmp_path / "b", [80.0])
+    assert main([str(old), str(slow)]) == 1
+    assert "of one process" in capsys.readouterr().err
+    (training,) = (one for one in read_source(old).figures if one.name == "a: training")
+    assert training.interval == Interval(100.0, 99.0, 101.0)
+    assert training.one_process
+    both = measured(tmp_path / "c", [100.0, 100.1])
+    main([str(both), str(both)])
+    assert "of one process" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damaged", ["base", "new"])
+def test_a_trial_that_cannot_be_read_hides_no_figure(tmp_path: Path, damaged: str) -> None:
+    paths = {name: speeds(tmp_path / name) for name in ("base", "new")}
+    for path in paths[damaged].glob("trials/fast-r*/throughput.json"):
+        path.write_text("{")
+    with pytest.raises(InputError, match=r"trials/fast-r0-\w+/throughput\.json: not JSON"):
+        main([str(paths["base"]), str(paths["new"])])
+
+
+def test_repeats_on_another_driver_are_seen_whichever_they_are(tmp_path: Path) -> None:
+    old, mixed = measured(tmp_path / "a", [100, 101]), tmp_path / "b"
+    records = [throughput_result("a", r, 100.0 + r) for r in range(2)]
+    newer = records[1].environment.model_copy(update={"driver": "575.2"})
+    store(mixed, [records[0], records[1].model_copy(update={"environment": newer})], THROUGHPUT)
+    with pytest.raises(InputError, match=r"driver 1\.0 and 1\.0 / 575\.2"):
+        main([str(old), str(mixed)])
+
+
+def test_a_failure_rate_that_was_0_can_get_worse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def trained(folder: Path, rate: float) -> Path:
+        row = subset(0.0464).model_copy(update={"failure_rate": rate})
+        return store(folder, [result(seed=seed, metrics={"test": row}) for seed in range(3)])
+
+    old, worse = trained(tmp_path / "a", 0.0), trained(tmp_path / "b", 0.01)
+    assert main([str(old), str(old)]) == 0
+    capsys.readouterr()
+    assert main([str(old), str(worse), "--format", "json"]) == 1
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["a: FR@10, test"]["verdict"] == "REGRESSION"
+    assert rows["a: FR@10, test"]["change"] == pytest.approx(1.0)
+
+
+def test_the_margin_of_an_auc_is_what_an_nmes_makes_of_it() -> None:
+    margins = {unit: default_bounds(replace(figure(5.0), unit=unit), 5.0, 0.05) for unit in MARGINS}
+    assert margins["NME x 100"] == ((-0.05, None), False)
+    # AUC = mean(max(0, 1 - NME / 0.10)): 0.0005 more of an NME is 0.005 less, 0.5 in percent
+    assert margins["%"] == ((-0.5, None), False)
+
+
+def test_kernels_are_compared_but_for_the_interpreted_ones(tmp_path: Path) -> None:
+    samples = [1e-6 * (1 + place % 3 / 1000) for place in range(12)]
+    kinds = ("eager", "triton", "triton_interpreted")
+    for name, factor in (("a", 1.0), ("b", 1.5)):
+        times = [measurement(variant=kind, seconds=[factor * one for one in samples]) for kind in kinds]
+        write_record(kernel_result(measurements=times), tmp_path / name / "kernels.json")
+    figures = read_source(tmp_path / "a").figures
+    assert len(figures) == 2
+    assert all(one.interval is not None and one.interval.low <= one.value <= one.interval.high for one in figures)
+    assert main([str(tmp_path / "a"), str(tmp_path / "a" / "kernels.json")]) == 0
+    assert main([str(tmp_path / "a"), str(tmp_path / "b")]) == 1
+
+
 def pytest_benchmark(path: Path, median: float, **stats: Any) -> Path:
     content = {
         "machine_info": {"node": "host", "cpu": {"brand_raw": "processor"}},
@@ -182,6 +264,38 @@ def test_pytest_benchmarks_are_read_too(tmp_path: Path) -> None:
     assert one.fingerprint == {"CPU": "processor"}
     assert main([str(old), str(old)]) == 0
     assert main([str(old), str(slow)]) == 1
+
+
+def test_the_rounds_themselves_are_used_where_they_were_saved(tmp_path: Path) -> None:
+    few = pytest_benchmark(tmp_path / "few.json", 3.0, rounds=7, data=[1.0, 2.0, 3.0, 3.0, 3.0, 4.0, 9.0])
+    many = [1.0 + place % 5 / 100 for place in range(30)]
+    saved = pytest_benchmark(tmp_path / "many.json", 1.02, rounds=30, data=many)
+    assert [one.interval for path in (few, saved) for one in read_source(path).figures] == [
+        Interval(3.0, 1.0, 9.0),
+        median_interval(many),
+    ]
+
+
+@pytest.mark.parametrize(
+    "stats", [{"rounds": math.inf}, {"rounds": "25"}, {"rounds": 0}, {"iqr": None}, {"data": 1}, {"iqr": True}]
+)
+def test_stats_that_are_none_are_one_sentence_naming_the_benchmark(tmp_path: Path, stats: dict[str, Any]) -> None:
+    old, new = pytest_benchmark(tmp_path / "a.json", 1.0), pytest_benchmark(tmp_path / "b.json", 1.0, **stats)
+    with pytest.raises(InputError, match=rf"b\.json: benchmarks\.0\.stats: {next(iter(stats))}"):
+        main([str(old), str(new)])
+
+
+def test_a_time_of_0_is_no_time(tmp_path: Path) -> None:
+    old, new = pytest_benchmark(tmp_path / "a.json", 1.0), pytest_benchmark(tmp_path / "b.json", 0.0)
+    assert main([str(old), str(new)]) == 1
+
+
+def test_a_benchmark_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = pytest_benchmark(tmp_path / "a.json", 1.0)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "benchmarks": content["benchmarks"] * 2}))
+    with pytest.raises(InputError, match="is there twice"):
+        main([str(path), str(path)])
 
 
 @pytest.mark.parametrize(
