@@ -7,7 +7,7 @@ import io
 import math
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pose.clock import Clock
 from pose.data.faces import Faces
 from pose.distributed import ALONE, Ranks
 from pose.errors import InputError
+from pose.events import Events
 from pose.files import link, remove_leftovers, write_atomically
 from pose.model import DeepPose
 from pose.recipe import Recipe
@@ -107,6 +108,7 @@ def train(
 ) -> Trained:
     """Train a model on `faces`; leave last checkpoint, loss curve and, with `validate`, best checkpoint in `folder`.
 
+    TensorBoard's events go to its folder `tensorboard`.
     If `folder` holds a checkpoint of the same recipe and seed, the run goes on from there and ends with the same
     bits (on one device) as one that was never stopped. `validate` gives the test NME, lower is better.
     SIGTERM, SIGUSR2 and SIGINT finish the step, save, and raise `Interrupted`. A loss that is not finite raises
@@ -155,9 +157,15 @@ def train(
     unseen: list[tuple[int, float, Tensor]] = []  # step, learning rate, loss on the device: looked at now and then
     last_good = folder / LAST if saved is not None else None
     first_step_seconds = None
+    events = Events(folder, start, say) if ranks.main else None
     clock = Clock()
 
-    with closing(stepper), stepper.settings(), stop_requests() as stop:
+    with (
+        closing(stepper),
+        closing(events) if events is not None else nullcontext(),
+        stepper.settings(),
+        stop_requests() as stop,
+    ):
         for step in range(start, steps):
             # 1. the step
             input_before = stepper.input_seconds
@@ -196,6 +204,8 @@ def train(
                     curve.append((at + 1, order.epoch(at), rate, value, round(speed, 3)))
                 final_loss = values[-1]
                 on_look(Look(done, steps, order.epoch(step), final_loss, unseen[-1][1], speed))
+                if events is not None:
+                    events.scalars(done, loss=final_loss, learning_rate=unseen[-1][1], images_per_second=speed)
                 unseen.clear()
             if save_due:
                 with clock.outside():
@@ -208,6 +218,8 @@ def train(
                         score = validate(stepper.evaluated)
                         milestones.append(Milestone(done, order.epoch(step) + 1, time.perf_counter() - begun, score))
                         say(f"epoch {order.epoch(step) + 1}: test NME {100 * score:.2f}")
+                        if events is not None:
+                            events.scalars(done, test_nme_x100=100 * score)
                         improved, best = score < best, min(score, best)
                         if improved:
                             save(BEST, done)
