@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import caches
+from bench.board import Board, board
 from bench.level_verdicts import level_verdicts
 from bench.plan import Trial
 from bench.result import (
@@ -27,7 +28,7 @@ from bench.result import (
 )
 from bench.trial import NOT_FILLED, STATUS, process_environment, write_spec
 from pose.errors import EXIT_INPUT, InputError
-from pose.progress import progress
+from pose.progress import Update, progress
 from slurm.call import Call
 from slurm.here import Finished, run_here
 
@@ -40,18 +41,20 @@ def launch(trials: Sequence[Trial], out: Path) -> str | None:
 
     Returns None, or the sentence of a trial that found the user's input wrong: the rest is then not run.
     """
-    with terminated_like_interrupted():
+    with terminated_like_interrupted(), board(trials, out) as shown:
         for number, trial in enumerate(trials, start=1):
             label = f"[{number}/{len(trials)}] {trial.variant}, {trial.label}"
             if finished_result(trial, out) is not None and not caches.wanted_again(trial, trials, out):
                 print(f"{label}: done before")
+                if shown is not None:
+                    shown.done_before(trial)
                 continue
             if trial.caches == "warm" and not caches.filled(trial.shared, out):
                 failure = Failure(kind="exception", message=NOT_FILLED)
                 write_record(failure, trial.folder(out) / FAILURE)
                 print(f"{label}: FAILED: {failure.message}", file=sys.stderr)
                 continue
-            finished = _run(trial, out, label)
+            finished = _run(trial, out, label, shown)
             if finished.exit_code == 0:
                 continue
             ended = f"{label}: FAILED after {finished.seconds:.0f} s, see {trial.folder(out) / LOG}"
@@ -103,25 +106,16 @@ def prepared_call(trial: Trial, out: Path, on_gpu: bool | None = None) -> Call:
     )
 
 
-def _run(trial: Trial, out: Path, label: str) -> Finished:
+def _run(trial: Trial, out: Path, label: str, shown: Board | None) -> Finished:
     call, folder = prepared_call(trial, out), trial.folder(out)
     ranks = trial.recipe.train.parallel.world_size
-    with progress(label, trial.recipe.train.steps or 1) as update:
-
-        def show_status() -> None:
-            status = read_status(folder / STATUS)
-            if status.get("loss") is not None:
-                note = f"loss {status['loss']:.4g}, {status['images_per_second']:.0f} img/s"
-                update(status["step"], note, total=status["steps"])
-            elif "phase" in status:
-                done = status["steps"] if status["phase"] == "evaluating" else status["step"]
-                update(done, status["phase"], total=status["steps"])
-
-        finished = run_here(
-            call,
-            ranks=ranks,
-            on_wait=show_status,
-        )
+    if shown is not None:
+        shown.begin(trial)
+        finished = run_here(call, ranks=ranks, on_wait=shown.refresh)
+        shown.end(trial, None if finished.exit_code == 0 else f"see {folder / LOG}")
+    else:
+        with progress(label, trial.recipe.train.steps or 1) as update:
+            finished = run_here(call, ranks=ranks, on_wait=lambda: _say_how_far(folder / STATUS, update))
     if finished.exit_code == 0:
         print(f"{label}: {in_short(_read(trial, out))}, {finished.seconds:.0f} s")
     elif not (folder / FAILURE).exists() and finished.exit_code != EXIT_INPUT:
@@ -134,6 +128,16 @@ def _run(trial: Trial, out: Path, label: str) -> Finished:
         )
         write_record(failure, folder / FAILURE)
     return finished
+
+
+def _say_how_far(path: Path, update: Update) -> None:
+    status = read_status(path)
+    if status.get("loss") is not None:
+        note = f"loss {status['loss']:.4g}, {status['images_per_second']:.0f} img/s"
+        update(status["step"], note, total=status["steps"])
+    elif "phase" in status:
+        done = status["steps"] if status["phase"] == "evaluating" else status["step"]
+        update(done, status["phase"], total=status["steps"])
 
 
 def in_short(result: AnyResult) -> str:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from slurm.request import Refused
 from slurm.states import JobState, Silent
 
 REFRESH_SECONDS = 2.0
+SHOWN = 30  # trials at a time on a terminal
 STATES = ("done", "running", "queued", "failed", "not sent")
 
 
@@ -35,6 +36,8 @@ class Row:
     steps: int | None = None
     eta: float | None = None  # seconds
     note: str = ""
+    loss: float | None = None
+    speed: float | None = None  # images per second
 
 
 def rows(out: Path, known: Mapping[str, JobState | None] | None = None) -> list[Row]:
@@ -94,19 +97,23 @@ def _row(name: str, folder: Path, job: Job | None, state: JobState | None, silen
 
 
 def _running(name: str, status: dict[str, Any], job: str, state: JobState | None) -> Row:
+    row = running_row(name, status)
     notes = [state.name.lower()] if state is not None and state.name != "RUNNING" else []
-    notes += [str(status["phase"])] if status.get("phase") else []
-    if status.get("loss") is not None:
-        notes.append(f"loss {status['loss']:.4g}, {status['images_per_second']:.0f} img/s")
+    notes += [row.note] if row.note else []
+    return replace(row, job=job, nodes=state.nodes if state is not None else "", note=", ".join(notes))
+
+
+def running_row(name: str, status: dict[str, Any]) -> Row:
+    """A trial that runs, as its `status.json` says."""
     return Row(
         name,
         "running",
-        job,
-        state.nodes if state is not None else "",
-        status.get("step"),
-        status.get("steps"),
-        status.get("eta"),
-        ", ".join(notes),
+        step=status.get("step"),
+        steps=status.get("steps"),
+        eta=status.get("eta"),
+        note=str(status.get("phase") or "starting"),
+        loss=status.get("loss"),
+        speed=status.get("images_per_second"),
     )
 
 
@@ -120,10 +127,10 @@ def show(out: Path) -> None:
         found = rows(out)
         Console(highlight=False, width=160).print(_table(found), _summary(found), sep="\n")
         return
-    with Live(console=console, auto_refresh=False) as live:
+    with Live(console=console, auto_refresh=False) as view:
         while True:
             found = rows(out)
-            live.update(_group(found), refresh=True)
+            view.update(group(found), refresh=True)
             if not any(row.state in ("queued", "running") for row in found):
                 return
             time.sleep(REFRESH_SECONDS)
@@ -132,13 +139,9 @@ def show(out: Path) -> None:
 @contextmanager
 def watching(out: Path, line_seconds: float) -> Iterator[Callable[[Mapping[str, JobState | None]], None]]:
     """While a launcher waits: the table on a terminal, a line now and then elsewhere."""
-    from rich.console import Console
-    from rich.live import Live
-
-    console = Console(highlight=False, stderr=True)
-    if console.is_terminal:
-        with Live(console=console, auto_refresh=False, transient=True) as live:
-            yield lambda known: live.update(_group(rows(out, known)), refresh=True)
+    if sys.stderr is not None and sys.stderr.isatty():
+        with live() as view:
+            yield lambda known: view.update(group(rows(out, known)), refresh=True)
         return
     last = time.monotonic()
 
@@ -151,39 +154,69 @@ def watching(out: Path, line_seconds: float) -> Iterator[Callable[[Mapping[str, 
     yield line
 
 
-def _summary(found: list[Row]) -> str:
+@contextmanager
+def live() -> Iterator[Any]:
+    """What keeps a table at the foot of the terminal, above which ordinary output goes on; gone when the block ends."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(highlight=False, stderr=True)
+    with Live(
+        console=console,
+        auto_refresh=False,
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # output that goes to a file stays there
+        vertical_overflow="crop",
+    ) as view:
+        yield view
+
+
+def _summary(found: list[Row], seconds_left: float | None = None) -> str:
     counts = {state: sum(row.state == state for row in found) for state in STATES}
     text = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     etas = [row.eta for row in found if row.eta is not None]
-    return f"{len(found)} trials: {text}" + (f"; the last that runs needs {_duration(max(etas))}" if etas else "")
+    if seconds_left is not None:
+        text += f"; all of them need about {_duration(seconds_left)} more"
+    elif etas:
+        text += f"; the last that runs needs {_duration(max(etas))}"
+    return f"{len(found)} trials: {text}"
 
 
 def _table(found: list[Row]) -> Any:
     from rich import box
+    from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    for name in ("trial", "state", "job", "nodes", "step", "ETA", ""):
-        table.add_column(name, justify="right" if name in ("step", "ETA") else "left", overflow="fold")
+    jobs = any(row.job for row in found)
+    for name in ("trial", "state", *(("job", "nodes") if jobs else ()), "", "step", "img/s", "loss", "ETA", " "):
+        table.add_column(name, justify="right" if name in ("step", "img/s", "loss", "ETA") else "left", overflow="fold")
     colors = {"done": "green", "failed": "red", "running": "cyan", "queued": "yellow"}
     for row in found:
         table.add_row(
             Text(row.trial),
             Text(row.state, style=colors.get(row.state, "")),
-            row.job,
-            Text(row.nodes),
+            *((row.job, Text(row.nodes)) if jobs else ()),
+            ProgressBar(row.steps, row.step, width=12) if row.steps and row.step is not None else "",
             f"{row.step:,}/{row.steps:,}" if row.step is not None and row.steps is not None else "",
+            f"{row.speed:,.0f}" if row.speed is not None else "",
+            f"{row.loss:.4g}" if row.loss is not None else "",
             _duration(row.eta) if row.eta is not None else "",
             Text(row.note),
         )
     return table
 
 
-def _group(found: list[Row]) -> Any:
+def group(found: list[Row], seconds_left: float | None = None) -> Any:
+    """The table with its summary. Of very many trials those that are of interest now: what runs, failed, comes next."""
     from rich.console import Group
 
-    return Group(_table(found), _summary(found))
+    order = ("running", "failed", "queued", "not sent", "done")
+    most = sorted(found, key=lambda row: order.index(row.state))[:SHOWN] if len(found) > SHOWN else found
+    names = {row.trial for row in most}
+    shown = [row for row in found if row.trial in names]
+    return Group(_table(shown), _summary(found, seconds_left))
 
 
 def _duration(seconds: float) -> str:

@@ -15,7 +15,7 @@ import bench.launch
 from bench.launch import launch
 from bench.plan import Trial
 from bench.result import Failure, read_failure, read_result
-from bench.trial import _of_another_rank, _write_if_first
+from bench.trial import _of_another_rank, write_if_first
 from pose.recipe import Recipe
 from slurm.call import Call
 
@@ -135,6 +135,6 @@ def test_an_error_that_another_rank_has_caused_is_known(error: Exception, of_ano
 
 def test_the_first_failure_stays(tmp_path: Path) -> None:
     for message in ("the cause", "what followed"):
-        _write_if_first(Failure(kind="exception", message=message), tmp_path / "failure.json")
+        write_if_first(Failure(kind="exception", message=message), tmp_path / "failure.json")
     assert read_failure(tmp_path / "failure.json").message == "the cause"
     assert [path.name for path in tmp_path.iterdir()] == ["failure.json"]

@@ -41,4 +41,4 @@ def test_a_running_trial_shows_what_it_says_of_itself(out: Path) -> None:
     status.write_text('{"phase": "training", "step": 3, "steps": 9, "loss": 0.5, "images_per_second": 20, "eta": 61.0}')
     row = rows(out, {NAMES["b"]: JobState("RUNNING", nodes="node1")})[1]
     assert (row.state, row.nodes, row.step, row.steps, row.eta) == ("running", "node1", 3, 9, 61.0)
-    assert row.note == "training, loss 0.5, 20 img/s"
+    assert (row.note, row.loss, row.speed) == ("training", 0.5, 20)
