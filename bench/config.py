@@ -40,7 +40,8 @@ class Parity(Section):
     margin: PositiveFloat = 0.05  # NME x 100: differences within it do not matter
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05  # of each one-sided test
     gating: list[Subset] = Field(default=["test"])  # the other subsets inform
-    against: dict[VariantName, VariantName] = Field(default={})  # variant -> what it is compared with, not the baseline
+    # variant -> what it is compared with, and no others are; by default every variant is, with the baseline
+    against: dict[VariantName, VariantName] = Field(default={})
     levels: bool = True  # also measure the levels below: op, trajectory, evaluation
     trajectory_steps: Annotated[int, Field(ge=3)] = 20
 
@@ -83,8 +84,10 @@ class Experiment(Recipe):
 
 
 def compared(variants: Iterable[str], baseline: str, against: Mapping[str, str]) -> dict[str, str]:
-    """Every variant that is compared with another, and with which: the baseline, or what `against` names."""
-    return {name: against.get(name, baseline) for name in variants if name in against or name != baseline}
+    """Every variant that is compared with another, and with which: as `against` says, or all with the baseline."""
+    return {
+        name: against.get(name, baseline) for name in variants if (name in against if against else name != baseline)
+    }
 
 
 def load_experiment(path: Path | str, settings: Sequence[str] = ()) -> tuple[Experiment, dict[str, Recipe]]:

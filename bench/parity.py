@@ -1,7 +1,7 @@
 """`python -m bench.parity DIR`: are the variants of an experiment the same? One verdict per variant and subset.
 
-Each variant is compared with another one (the baseline unless `parity.against` names it), seed by seed: the same
-initial weights, the same faces in the same order. The difference in NME is judged by `bench.equivalence.tost`:
+Each variant is compared with the baseline, or those that `parity.against` names with what it says, seed by seed: the
+same initial weights, the same faces in the same order. The difference in NME is judged by `bench.equivalence.tost`:
 
     EQUIVALENT      its interval lies within the margin, and there are at least 5 seeds
     DIFFERENT       its interval lies beyond the margin, or the variant's NME is not a number where the other's is

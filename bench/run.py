@@ -161,10 +161,10 @@ def _print_scripts(config: Path, settings: Sequence[str], out: Path | None) -> i
     experiment, recipes = load_experiment(config, settings)
     place = _place(experiment, recipes)
     out = out if out is not None else Path("results") / experiment.name
-    alike: dict[tuple[Request, int | None], list[Trial]] = {}
+    alike: dict[tuple[Request, int | None, tuple[str, ...]], list[Trial]] = {}
     for trial in plan(experiment, recipes, faces=""):
-        alike.setdefault((place.requests[trial.variant], trial.block), []).append(trial)
-    for (request, block), trials in alike.items():
+        alike.setdefault((place.requests[trial.variant], trial.block, trial.needs), []).append(trial)
+    for (request, block, _), trials in alike.items():
         folder = submissions.new_folder(out)
         name = submissions.job_name(experiment.name, folder)
         code = out.absolute() / submissions.CODE / "DIGEST"

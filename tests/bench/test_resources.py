@@ -136,19 +136,19 @@ def test_a_path_that_sbatch_would_read_as_something_else_is_refused(tmp_path: Pa
 @pytest.mark.parametrize(
     ("config", "trials", "lines"),
     [
-        ("slurm_smoke", 4, ["--array=0-3%2", "--nodes=2", "--ntasks-per-node=2", "--requeue"]),
-        ("wflw_parity", 32, ["--array=0-31%8", "--gpus-per-node=8", "--ntasks-per-node=8", "--requeue"]),
-        ("scaling", 2, ["--nodes=8", "--gpus-per-node=8", "--exclusive", "--no-requeue"]),
+        ("slurm_smoke", "4 trials", ["--array=0-3%2", "--nodes=2", "--ntasks-per-node=2", "--requeue"]),
+        ("wflw_parity", "32 trials", ["--array=0-31%8", "--gpus-per-node=8", "--ntasks-per-node=8", "--requeue"]),
+        ("scaling", "2 alternating measurements", ["--nodes=8", "--gpus-per-node=8", "--exclusive", "--no-requeue"]),
     ],
 )
 def test_a_dry_run_prints_the_scripts_and_sends_nothing(
-    tmp_path: Path, config: str, trials: int, lines: list[str]
+    tmp_path: Path, config: str, trials: str, lines: list[str]
 ) -> None:
     command = [sys.executable, "-m", "bench.run", str(REPOSITORY / f"configs/{config}.yaml"), "--dry-run"]
     run = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"},
                          capture_output=True, text=True, check=False)  # fmt: skip
     assert run.returncode == 0, run.stderr
-    assert f"### {trials} trials of " in run.stdout
+    assert f"### {trials} of " in run.stdout
     for line in lines:
         assert f"#SBATCH {line}\n" in run.stdout
     assert list(tmp_path.iterdir()) == []

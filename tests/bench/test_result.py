@@ -93,7 +93,7 @@ def test_fields_of_a_later_minor_version_do_no_harm(tmp_path: Path) -> None:
     [
         ("", "not JSON"),
         ('{"schema_version": 1, "trial"', "not JSON"),
-        ("[1]", "schema version None"),
+        ("[1]", "holds a list, not a record"),
         ('{"schema_version": 2}', "schema version 2, this program reads version 1"),
         ('{"schema_version": 1}', "trial: Field required"),
     ],
