@@ -20,19 +20,17 @@ def experiment_json(experiment: Experiment) -> str:
     """Verdict, gates, parity, speeds, trials, failures and warnings of an experiment; NMEs of trials as fractions."""
     from bench import speed_summary, summary
     from bench.level_verdicts import level_verdicts
-    from bench.noise import UNKNOWN
     from bench.parity import compare, experiment_rule
-    from bench.references import noise_floor
+    from bench.references import noise_floor, noise_sentence
 
     verdict = summary.verdict(experiment)
-    floor = noise_floor(experiment)
     content: dict[str, Any] = {
         "format": FORMAT,
         "experiment": experiment.name,
         "measure": experiment.measure,
         "verdict": asdict(verdict),
         "gates": [gate.model_dump() for gate in experiment.gates],
-        "noise_floor": {"sentence": floor.sentence if floor is not None else UNKNOWN, "known": floor is not None},
+        "noise_floor": {"sentence": noise_sentence(experiment), "known": noise_floor(experiment) is not None},
         "failures": [
             {"trial": one.folder.name, "variant": one.variant, "seed": one.seed, **one.failure.model_dump()}
             for one in experiment.failures

@@ -253,13 +253,16 @@ def _system(environment: Environment, *, on_gpu: bool = True) -> dict[str, str]:
 def _plain_system(environment: Mapping[str, Any], *, on_gpu: bool = True) -> dict[str, str]:
     packages = _mapping(environment.get("packages"))
     gpu = environment.get("gpu") if on_gpu else None
+    cpu = environment.get("cpu")
     values = {
         "GPU": gpu,
         "driver": environment.get("driver") if gpu else None,
         "torch": packages.get("torch"),
         "CUDA": environment.get("cuda") if gpu else None,
         "triton": packages.get("triton"),
-        "CPU": None if gpu else environment.get("cpu"),
+        "CPU": None
+        if gpu or not environment.get("cpu")
+        else f"{environment['cpu']}, {environment.get('cpus')} logical",
     }
     return {key: str(value) for key, value in values.items() if value}
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from bench.experiment import Experiment, LevelsTrial
 from bench.figures import MARGINS, SYSTEM, Figure, Source, fingerprint, together
 from bench.interval import Interval
-from bench.noise import NoiseFloor, own_noise_floor
+from bench.noise import UNKNOWN, NoiseFloor, own_noise_floor
 from pose.errors import InputError
 from pose.files import write_atomically
 from pose.yaml_layers import dump_yaml, read_layers
@@ -213,6 +213,12 @@ def noise_floor(experiment: Experiment, folder: Path = BASELINES) -> NoiseFloor 
                 stored.pairs, stored.deviation, Interval(value, low, high), f"bench/baselines/{path.name}"
             )
     return None
+
+
+def noise_sentence(experiment: Experiment) -> str:
+    """The noise floor in words, or that it is not known and what to do about it."""
+    found = noise_floor(experiment)
+    return found.sentence if found is not None else UNKNOWN
 
 
 def _part(found: Any, keys: Iterable[str]) -> dict[str, str]:

@@ -152,6 +152,7 @@ def speed_html_text(experiment: Experiment) -> str:
     from bench.experiment import CONTACT_SHEET, GATES, TRIALS
     from bench.interval import Interval
     from bench.page import render
+    from bench.references import noise_sentence
     from bench.samples import contact_sheet_uri
 
     warnings = [*experiment.problems, *summary.cautions(experiment), *speed_summary.speed_cautions(experiment)]
@@ -192,7 +193,7 @@ def speed_html_text(experiment: Experiment) -> str:
         headline=speed_summary.headline(experiment),
         gpu=gpu,
         rows=rows,
-        noise=_noise(experiment),
+        noise=noise_sentence(experiment),
         waterfall=plots.waterfall(steps, experiment.baseline) if (steps := _gains(experiment, rows)) else None,
         scaling=scaling,
         scaling_figure=plots.scaling_lines(_by_kind(scaling)) if scaling else None,
@@ -215,6 +216,7 @@ def html_text(experiment: Experiment) -> str:
     from bench import parity, plots, speed_summary, summary
     from bench.experiment import CONTACT_SHEET, GATES, TRIALS, read_curve, read_faces
     from bench.page import render
+    from bench.references import noise_sentence
     from bench.samples import contact_sheet_uri, sample_tiles
     from pose.drawing import PREDICTED, TRUE
 
@@ -275,7 +277,7 @@ def html_text(experiment: Experiment) -> str:
             (label, [numbers[subset] for subset in parity.SUBSETS])
             for label, numbers in (summary.PUBLISHED.items() if summary.has_real_faces(experiment) else ())
         ],
-        noise=_noise(experiment),
+        noise=noise_sentence(experiment),
         kernels=_kernels(experiment, warnings),
         op_errors=summary.worst_op_errors(experiment),
         speeds=speeds,
@@ -377,14 +379,6 @@ def _intervals(experiment: Experiment) -> list[tuple[str, list[Interval | None]]
     return [(variant, [cells.get(subset) for subset in SUBSETS]) for variant, cells in found if cells]
 
 
-def _noise(experiment: Experiment) -> str:
-    from bench.noise import UNKNOWN
-    from bench.references import noise_floor
-
-    found = noise_floor(experiment)
-    return found.sentence if found is not None else UNKNOWN
-
-
 def _gains(experiment: Experiment, rows: Sequence[SpeedRow]) -> list[tuple[str, float, Interval | None]]:
     """The steps of the waterfall: from the baseline on, each row's gain over the one above it, while there is one."""
     from bench.noise import is_again
@@ -392,9 +386,9 @@ def _gains(experiment: Experiment, rows: Sequence[SpeedRow]) -> list[tuple[str, 
     steps: list[tuple[str, float, Interval | None]] = []
     started = False
     for row in rows:
-        if started and (row.gain is None or is_again(experiment, row.variant)):
+        if started and row.gain is None:
             break
-        if started and row.gain is not None:
+        if started and row.gain is not None and not is_again(experiment, row.variant):
             steps.append((row.variant, row.gain.value, row.gain.interval))
         started = started or row.baseline
     return steps
@@ -457,7 +451,7 @@ def _loss(config: dict[str, Any]) -> str:
 
 
 def _shortened(warnings: Sequence[str], shown: int = 12) -> list[str]:
-    """Of very many warnings the first; all of them are in the JSON form."""
+    """Of very many warnings the first."""
     more = len(warnings) - shown
     return [*warnings] if more <= 1 else [*warnings[:shown], f"… and {more} more."]
 

@@ -13,6 +13,7 @@ from bench import speed_summary as speed
 from bench.experiment import Experiment
 from bench.level_verdicts import level_verdicts
 from bench.parity import SUBSETS, Comparison, compare, experiment_rule
+from bench.references import noise_sentence
 from bench.summary import cautions, cell_text, face_counts, rate_text, rows, speeds, verdict
 
 PLAIN_WIDTH = 120  # columns where the output is no terminal and so has no width
@@ -40,6 +41,7 @@ def show(experiment: Experiment, console: Console | None = None) -> None:
         console.print(_throughput_table(experiment), "")
         if speed.scaling_rows(experiment):
             console.print(_scaling_table(experiment), "")
+        console.print(Text(f"Noise floor: {noise_sentence(experiment)}"))
         for note in speed.speed_notes(experiment):
             console.print(Text(note, style="dim"))
     if speed.time_rows(experiment):
