@@ -260,9 +260,7 @@ def _plain_system(environment: Mapping[str, Any], *, on_gpu: bool = True) -> dic
         "torch": packages.get("torch"),
         "CUDA": environment.get("cuda") if gpu else None,
         "triton": packages.get("triton"),
-        "CPU": None
-        if gpu or not environment.get("cpu")
-        else f"{environment['cpu']}, {environment.get('cpus')} logical",
+        "CPU": f"{cpu}, {environment.get('cpus')} logical" if cpu and not gpu else None,
     }
     return {key: str(value) for key, value in values.items() if value}
 
