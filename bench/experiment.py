@@ -20,7 +20,7 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -233,6 +233,7 @@ def _read_experiment(folder: Path) -> Experiment:
                 failures.append(FailedTrial(trial, *_variant_and_seed(name), read_failure(trial / FAILURE)))
             else:
                 missing.append(name)
+                problems += [f"{TRIALS}/{name}/{text}; not counted" for text in _remains(trial, (record, LEVELS))]
         except (InputError, OSError) as error:
             problems.append(f"{_reason(error).replace(f'{folder}/', '')}; not counted")
             missing.append(name)
@@ -383,7 +384,19 @@ def _read_config(folder: Path) -> tuple[str, dict[str, Any]]:
             raise InputError(f"{path}: {key}: not all of them are {'numbers' if wanted_item is int else 'names'}")
     if not all(isinstance(name, str) and Path(name).name == name for name in config["trials"]):
         raise InputError(f"{path}: trials: not a list of folder names")
+    if len(set(config["trials"])) < len(config["trials"]):
+        twice = next(name for name in config["trials"] if config["trials"].count(name) > 1)
+        raise InputError(f"{path}: trials: {twice} is there twice")
     return text, config
+
+
+def _remains(trial: Path, records: Sequence[str]) -> Iterator[str]:
+    """Of a trial without a record: what there is in its place."""
+    for record in records:
+        if (trial / record).is_symlink():
+            yield f"{record}: a link to nothing"
+        for half in sorted(trial.glob(f".{record}.*.tmp")):
+            yield f"{half.name}: half written"
 
 
 def _read_gates(path: Path, problems: list[str]) -> tuple[Gate, ...]:

@@ -59,6 +59,83 @@ def experiment_json(experiment: Experiment) -> str:
     return json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n"
 
 
+def csv_text(experiment: Experiment) -> str:
+    """One line per trial and subset, metrics as fractions; what a trial does not know is left empty."""
+    from bench.experiment import TRIALS
+    from bench.parity import SUBSETS
+    from bench.result import RESULT
+
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    metrics = ("count", "nme", "failure_rate", "auc")
+    writer.writerow(["trial", "variant", "seed", "subset", *metrics, "images_per_second", "seconds", "result"])
+    for trial in experiment.results:
+        result = trial.result
+        speed = result.throughput.images_per_second if result.throughput else None
+        for subset in SUBSETS:
+            row = result.metrics.get(subset)
+            numbers = [getattr(row, name, None) for name in metrics]
+            path = f"{TRIALS}/{trial.folder.name}/{RESULT}"
+            writer.writerow(
+                [result.trial, result.variant, result.seed, subset, *numbers, speed, result.timings.total, path]
+            )
+    return buffer.getvalue()
+
+
+def times_csv_text(experiment: Experiment) -> str:
+    """One line per trial and NME; seconds from the start of the process, empty where the NME was not reached."""
+    from bench.speed_summary import seconds_to, thresholds
+
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["trial", "variant", "seed", "repeat", "caches", "nme_x100", "seconds", "process_seconds"])
+    for trial in experiment.results:
+        one = trial.result
+        for nme in thresholds(experiment):
+            times = (seconds_to(trial, nme), one.process_seconds)
+            writer.writerow([one.trial, one.variant, one.seed, one.repeat, one.caches, nme, *times])
+    return buffer.getvalue()
+
+
+def speed_csv_text(experiment: Experiment) -> str:
+    """One line per trial of a throughput; seconds, bytes, and images per second of all ranks together."""
+    from bench.experiment import TRIALS
+    from bench.result import THROUGHPUT
+
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    estimates = ("images_per_second", "input_alone", "resident", "input_share")
+    writer.writerow(
+        [
+            *("trial", "variant", "repeat", "world_size", "batch_size", "gpu"),
+            *(f"{name}{end}" for name in estimates for end in ("", "_low", "_high")),
+            *("first_step_from_process", "first_step_from_stepper", "warmup_steps", "warmup_seconds"),
+            *("memory_of", "memory_allocated", "memory_reserved", "model_flops_utilisation", "floor_share"),
+            *("seconds", "result"),
+        ]
+    )
+    for trial in experiment.timed:
+        one = trial.result
+        found = (
+            one.training.images_per_second,
+            one.input_alone.images_per_second,
+            one.resident.images_per_second,
+            one.input_share,
+        )
+        writer.writerow(
+            [
+                *(one.trial, one.variant, one.repeat, one.world_size, one.batch_size, one.environment.gpu),
+                *(number for estimate in found for number in (estimate.value, estimate.low, estimate.high)),
+                *(one.first_step_from_process, one.first_step_from_stepper),
+                *(one.training.warmup_steps, one.training.warmup_seconds),
+                *(one.memory.of, one.memory.allocated, one.memory.reserved),
+                *(one.model_flops_utilisation, one.floor_share),
+                *(one.seconds, f"{TRIALS}/{trial.folder.name}/{THROUGHPUT}"),
+            ]
+        )
+    return buffer.getvalue()
+
+
 def kernel_json(result: KernelResult) -> str:
     """The result of a kernel benchmark as it was read."""
     return result.model_dump_json(indent=1) + "\n"

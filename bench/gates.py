@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.config import Gates
 from bench.experiment import GATES, Experiment, Gate
-from bench.level_verdicts import level_verdicts
+from bench.level_verdicts import level_verdicts, within
 from bench.parity import Comparison, compare
 from bench.result import Result
 from bench.speed_gate import at_least
@@ -75,12 +75,11 @@ def _op_error(result: Result, label: str) -> Gate:
     error = result.op_error
     if error.loss_relative is None or error.gradient_ulp is None:
         return Gate(gate="op error", variant=result.variant, passed=False, detail=f"{label}: not a finite number")
-    passed = error.loss_relative <= error.loss_relative_limit and error.gradient_ulp <= error.gradient_ulp_limit
     detail = (
         f"{label}: {error.dtype} loss {error.loss_relative:.1e} of {error.loss_relative_limit:.0e}, "
         f"gradient {error.gradient_ulp:.2f} of {error.gradient_ulp_limit:g} ulp"
     )
-    return Gate(gate="op error", variant=result.variant, passed=passed, detail=detail)
+    return Gate(gate="op error", variant=result.variant, passed=within(error), detail=detail)
 
 
 def _mean_shape(result: Result, label: str, ratio: float) -> Gate:

@@ -1,14 +1,26 @@
-"""How sure an NME is, over faces and seeds, to be put beside published ones."""
+"""Published NMEs, and how sure one's own is, over faces and seeds, to be put beside them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from bench.experiment import Experiment, FaceErrors, read_faces
 from bench.interval import Interval, student_t
 from bench.parity import SUBSETS
 from pose.errors import InputError
 
+# The model-zoo page "Deeppose + Wingloss on WFLW", NME x 100
+PUBLISHED: Mapping[str, Mapping[str, float]] = {
+    "deeppose_res50 (smooth L1)": {
+        **{"test": 4.85, "pose": 8.50, "expression": 5.20, "illumination": 4.81},
+        **{"makeup": 4.82, "occlusion": 5.69, "blur": 5.45},
+    },
+    "deeppose_res50_wingloss": {
+        **{"test": 4.64, "pose": 8.25, "expression": 5.07, "illumination": 4.59},
+        **{"makeup": 4.59, "occlusion": 5.56, "blur": 5.26},
+    },
+}
 _NORMAL = 1.959964  # the 97.5 % quantile: faces are hundreds
 
 

@@ -49,6 +49,8 @@ def build(path: Path | str) -> Path:
 
 def write_report(experiment: Experiment) -> Path:
     """Write `report.html`, `report.csv` and for a time to NME `times.csv` into its folder; returns the page's path."""
+    from bench.export import csv_text, speed_csv_text, times_csv_text
+
     page = experiment.folder / PAGE
     speed = experiment.measure == "throughput"
     table = speed_csv_text(experiment) if speed else csv_text(experiment)
@@ -58,92 +60,6 @@ def write_report(experiment: Experiment) -> Path:
     text = speed_html_text(experiment) if speed else html_text(experiment)
     write_atomically(page, text.encode(errors="backslashreplace"))
     return page
-
-
-def csv_text(experiment: Experiment) -> str:
-    """One line per trial and subset, metrics as fractions; what a trial does not know is left empty."""
-    import csv
-    import io
-
-    from bench.experiment import TRIALS
-    from bench.parity import SUBSETS
-    from bench.result import RESULT
-
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    metrics = ("count", "nme", "failure_rate", "auc")
-    writer.writerow(["trial", "variant", "seed", "subset", *metrics, "images_per_second", "seconds", "result"])
-    for trial in experiment.results:
-        result = trial.result
-        speed = result.throughput.images_per_second if result.throughput else None
-        for subset in SUBSETS:
-            row = result.metrics.get(subset)
-            numbers = [getattr(row, name, None) for name in metrics]
-            path = f"{TRIALS}/{trial.folder.name}/{RESULT}"
-            writer.writerow(
-                [result.trial, result.variant, result.seed, subset, *numbers, speed, result.timings.total, path]
-            )
-    return buffer.getvalue()
-
-
-def times_csv_text(experiment: Experiment) -> str:
-    """One line per trial and NME; seconds from the start of the process, empty where the NME was not reached."""
-    import csv
-    import io
-
-    from bench.speed_summary import seconds_to, thresholds
-
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["trial", "variant", "seed", "repeat", "caches", "nme_x100", "seconds", "process_seconds"])
-    for trial in experiment.results:
-        one = trial.result
-        for nme in thresholds(experiment):
-            times = (seconds_to(trial, nme), one.process_seconds)
-            writer.writerow([one.trial, one.variant, one.seed, one.repeat, one.caches, nme, *times])
-    return buffer.getvalue()
-
-
-def speed_csv_text(experiment: Experiment) -> str:
-    """One line per trial of a throughput; seconds, bytes, and images per second of all ranks together."""
-    import csv
-    import io
-
-    from bench.experiment import TRIALS
-    from bench.result import THROUGHPUT
-
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    estimates = ("images_per_second", "input_alone", "resident", "input_share")
-    writer.writerow(
-        [
-            *("trial", "variant", "repeat", "world_size", "batch_size", "gpu"),
-            *(f"{name}{end}" for name in estimates for end in ("", "_low", "_high")),
-            *("first_step_from_process", "first_step_from_stepper", "warmup_steps", "warmup_seconds"),
-            *("memory_of", "memory_allocated", "memory_reserved", "model_flops_utilisation", "floor_share"),
-            *("seconds", "result"),
-        ]
-    )
-    for trial in experiment.timed:
-        one = trial.result
-        found = (
-            one.training.images_per_second,
-            one.input_alone.images_per_second,
-            one.resident.images_per_second,
-            one.input_share,
-        )
-        writer.writerow(
-            [
-                *(one.trial, one.variant, one.repeat, one.world_size, one.batch_size, one.environment.gpu),
-                *(number for estimate in found for number in (estimate.value, estimate.low, estimate.high)),
-                *(one.first_step_from_process, one.first_step_from_stepper),
-                *(one.training.warmup_steps, one.training.warmup_seconds),
-                *(one.memory.of, one.memory.allocated, one.memory.reserved),
-                *(one.model_flops_utilisation, one.floor_share),
-                *(one.seconds, f"{TRIALS}/{trial.folder.name}/{THROUGHPUT}"),
-            ]
-        )
-    return buffer.getvalue()
 
 
 def speed_html_text(experiment: Experiment) -> str:
@@ -216,6 +132,7 @@ def html_text(experiment: Experiment) -> str:
     from bench import parity, plots, speed_summary, summary
     from bench.experiment import CONTACT_SHEET, GATES, TRIALS, read_curve, read_faces
     from bench.page import render
+    from bench.published import PUBLISHED
     from bench.references import noise_sentence
     from bench.samples import contact_sheet_uri, sample_tiles
     from pose.drawing import PREDICTED, TRUE
@@ -275,7 +192,7 @@ def html_text(experiment: Experiment) -> str:
         intervals=_intervals(experiment),
         published=[
             (label, [numbers[subset] for subset in parity.SUBSETS])
-            for label, numbers in (summary.PUBLISHED.items() if summary.has_real_faces(experiment) else ())
+            for label, numbers in (PUBLISHED.items() if summary.has_real_faces(experiment) else ())
         ],
         noise=noise_sentence(experiment),
         kernels=_kernels(experiment, warnings),
@@ -536,7 +453,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(export.experiment_json(experiment), end="")
         else:
             speed = experiment.measure == "throughput"
-            print(speed_csv_text(experiment) if speed else csv_text(experiment), end="")
+            print(export.speed_csv_text(experiment) if speed else export.csv_text(experiment), end="")
     if options.format == "terminal":
         print(f"report: {page}")
     return 0

@@ -13,23 +13,12 @@ from typing import Any, Literal
 
 from bench.experiment import AnyTrial, Experiment, Trial
 from bench.parity import SUBSETS, compare, experiment_rule
+from bench.published import PUBLISHED
 from bench.result import Environment, OpError, SubsetMetrics, Throughput, Timings
 from bench.rule import changes
 
 INTERPRETER = "TRITON_INTERPRET"  # set by a trial on the CPU whose loss is a Triton kernel
 Metric = Literal["nme", "failure_rate", "auc"]
-
-# The model-zoo page "Deeppose + Wingloss on WFLW", NME x 100
-PUBLISHED: Mapping[str, Mapping[str, float]] = {
-    "deeppose_res50 (smooth L1)": {
-        **{"test": 4.85, "pose": 8.50, "expression": 5.20, "illumination": 4.81},
-        **{"makeup": 4.82, "occlusion": 5.69, "blur": 5.45},
-    },
-    "deeppose_res50_wingloss": {
-        **{"test": 4.64, "pose": 8.25, "expression": 5.07, "illumination": 4.59},
-        **{"makeup": 4.59, "occlusion": 5.56, "blur": 5.26},
-    },
-}
 
 
 @dataclass(frozen=True)
