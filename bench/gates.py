@@ -16,6 +16,8 @@ from bench.speed_gate import at_least
 from bench.speed_summary import pairs
 from pose.files import write_atomically
 
+_BESIDE = {"EQUIVALENT": "to", "DIFFERENT": "from", "INCONCLUSIVE": "beside"}
+
 
 def judge(gates: Gates, experiment: Experiment) -> list[Gate]:
     """The verdicts on an experiment's results; a number that is missing or not finite fails.
@@ -56,7 +58,7 @@ def _parity(one: Comparison) -> Gate:
         variant=one.variant,
         passed=one.state == "EQUIVALENT",
         inconclusive=one.state == "INCONCLUSIVE",
-        detail=f"{one.state} to {one.reference}: {one.sentence}",
+        detail=f"{one.state} {_BESIDE[one.state]} {one.reference}: {one.sentence}",
     )
 
 
