@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from bench.experiment import Experiment, FaceErrors, read_faces
 from bench.interval import Interval, student_t
 from bench.parity import SUBSETS
 from pose.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # The model-zoo page "Deeppose + Wingloss on WFLW", NME x 100
 PUBLISHED: Mapping[str, Mapping[str, float]] = {
@@ -39,19 +43,17 @@ def nme_intervals(experiment: Experiment, variant: str) -> tuple[dict[str, Inter
             problems.append(str(error).replace(f"{experiment.folder}/", ""))
     if not faces or any(one.nme.shape != faces[0].nme.shape for one in faces):
         return {}, problems
-    return {subset: found for subset in SUBSETS if (found := _interval(faces, subset)) is not None}, problems
+    return {subset: found for subset in SUBSETS if (found := _of_subset(faces, subset)) is not None}, problems
 
 
-def _interval(faces: list[FaceErrors], subset: str) -> Interval | None:
+def over_seeds_and_faces(nme: np.ndarray) -> Interval | None:
+    """The mean of `nme`, (seeds, faces), with its 95 % interval; None for fewer than two faces, or what is no number.
+
+    The deviation of the faces' means holds what seeds add to each face, too, divided by all of them: the interval errs
+    on the wide side.
+    """
     import numpy as np
 
-    nme = np.stack([one.nme for one in faces])  # (seeds, faces)
-    place = SUBSETS.index(subset) - 1
-    if place >= 0:
-        flags, known = faces[0].attributes, faces[0].attributes_known
-        if flags is None or known is None or not known[place]:
-            return None
-        nme = nme[:, flags[:, place]]
     seeds, count = nme.shape
     if count < 2 or not np.isfinite(nme).all():
         return None
@@ -59,3 +61,16 @@ def _interval(faces: list[FaceErrors], subset: str) -> Interval | None:
     by_seed = student_t(seeds - 1) * nme.mean(axis=1).std(ddof=1) / math.sqrt(seeds) if seeds > 1 else 0.0
     mean, half = float(nme.mean()), float(math.hypot(by_face, by_seed))
     return Interval(mean, mean - half, mean + half)
+
+
+def _of_subset(faces: list[FaceErrors], subset: str) -> Interval | None:
+    import numpy as np
+
+    nme = np.stack([one.nme for one in faces])
+    place = SUBSETS.index(subset) - 1
+    if place >= 0:
+        flags, known = faces[0].attributes, faces[0].attributes_known
+        if flags is None or known is None or not known[place]:
+            return None
+        nme = nme[:, flags[:, place]]
+    return over_seeds_and_faces(nme)
