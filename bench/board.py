@@ -47,8 +47,7 @@ class Board:
             self._view.update(group(self.rows(), self.seconds_left()), refresh=True)
 
     def rows(self) -> list[Row]:
-        from bench.launch import read_status
-        from bench.trial import STATUS
+        from bench.trial import STATUS, read_status
 
         if self._running is not None:
             trial = self._running

@@ -20,7 +20,7 @@ def experiment_json(experiment: Experiment) -> str:
     """Verdict, gates, parity, speeds, trials, failures and warnings of an experiment; NMEs of trials as fractions."""
     from bench import speed_summary, summary
     from bench.level_verdicts import level_verdicts
-    from bench.parity import compare, experiment_rule
+    from bench.nme_verdicts import compare, experiment_rule
     from bench.references import noise_floor, noise_sentence
 
     verdict = summary.verdict(experiment)
@@ -62,8 +62,7 @@ def experiment_json(experiment: Experiment) -> str:
 def csv_text(experiment: Experiment) -> str:
     """One line per trial and subset, metrics as fractions; what a trial does not know is left empty."""
     from bench.experiment import TRIALS
-    from bench.parity import SUBSETS
-    from bench.result import RESULT
+    from bench.result import RESULT, SUBSETS
 
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from bench.interval import FEWEST_SAMPLES, Interval, mean_interval, median_interval
-from bench.parity import SUBSETS
-from bench.result import Record, valid
+from bench.result import SUBSETS, Record, valid
 from pose.errors import InputError
 
 if TYPE_CHECKING:

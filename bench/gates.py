@@ -10,7 +10,7 @@ from pathlib import Path
 from bench.config import Gates
 from bench.experiment import GATES, Experiment, Gate
 from bench.level_verdicts import level_verdicts, within
-from bench.parity import Comparison, compare
+from bench.nme_verdicts import Comparison, compare
 from bench.result import Result
 from bench.speed_gate import at_least
 from bench.speed_summary import pairs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ from bench.result import (
     read_throughput,
     write_record,
 )
-from bench.trial import NOT_FILLED, STATUS, process_environment, write_spec
+from bench.trial import NOT_FILLED, STATUS, process_environment, read_status, write_spec
 from pose.errors import EXIT_INPUT, InputError
 from pose.progress import Update, progress
 from slurm.call import Call
@@ -149,15 +148,6 @@ def in_short(result: AnyResult) -> str:
     nme = result.metrics["test"].nme
     speed = f", {result.throughput.images_per_second:.0f} img/s" if result.throughput else ""
     return (f"NME {100 * nme:.2f}" if nme is not None else "NME unknown") + speed
-
-
-def read_status(path: Path) -> dict[str, Any]:
-    """How far a trial says it is; {} where it does not."""
-    try:
-        status = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return status if isinstance(status, dict) else {}
 
 
 def _last_error(tail: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bench.experiment import Experiment, FaceErrors, read_faces
 from bench.interval import Interval, student_t
-from bench.parity import SUBSETS
+from bench.result import SUBSETS
 from pose.errors import InputError
 
 if TYPE_CHECKING:

@@ -19,9 +19,10 @@ from pose.files import write_atomically
 
 if TYPE_CHECKING:
     from bench.experiment import Curve, Experiment, FaceErrors, LevelsTrial
+    from bench.face_views import FaceView
     from bench.interval import Interval
     from bench.level_verdicts import LevelVerdict
-    from bench.parity import Comparison, FaceView
+    from bench.nme_verdicts import Comparison
     from bench.result import OpError
     from bench.rule import Rule
     from bench.samples import Tile
@@ -129,11 +130,13 @@ def speed_html_text(experiment: Experiment) -> str:
 
 def html_text(experiment: Experiment) -> str:
     """The page."""
-    from bench import parity, plots, speed_summary, summary
+    from bench import plots, speed_summary, summary
     from bench.experiment import CONTACT_SHEET, GATES, TRIALS, read_curve, read_faces
+    from bench.nme_verdicts import signed
     from bench.page import render
     from bench.published import PUBLISHED
     from bench.references import noise_sentence
+    from bench.result import SUBSETS
     from bench.samples import contact_sheet_uri, sample_tiles
     from pose.drawing import PREDICTED, TRUE
 
@@ -173,7 +176,7 @@ def html_text(experiment: Experiment) -> str:
 
     filters: dict[str, Callable[..., Any]] = {
         "cell": summary.cell_text,
-        "signed": parity.signed,
+        "signed": signed,
         "seconds": _seconds,
         "rate": summary.rate_text,
         "address": quote,
@@ -184,14 +187,14 @@ def html_text(experiment: Experiment) -> str:
         experiment=experiment,
         verdict=summary.verdict(experiment),
         headline=_headline(experiment),
-        subsets=parity.SUBSETS,
+        subsets=SUBSETS,
         counts=summary.face_counts(experiment),
         tables={metric: summary.rows(experiment, metric) for metric in ("nme", "failure_rate", "auc")},
         parity=_parity(experiment, warnings) if experiment.measure == "training" else None,
         levels=_levels(experiment, colors),
         intervals=_intervals(experiment),
         published=[
-            (label, [numbers[subset] for subset in parity.SUBSETS])
+            (label, [numbers[subset] for subset in SUBSETS])
             for label, numbers in (PUBLISHED.items() if summary.has_real_faces(experiment) else ())
         ],
         noise=noise_sentence(experiment),
@@ -232,8 +235,9 @@ class _Parity:
 
 def _parity(experiment: Experiment, warnings: list[str], drawn: int = 16) -> _Parity | None:
     from bench import plots
+    from bench.face_views import face_views
     from bench.interval import Interval
-    from bench.parity import compare, experiment_rule, face_views
+    from bench.nme_verdicts import compare, experiment_rule
 
     comparisons = compare(experiment)
     if not any(one.differences for one in comparisons):
@@ -289,8 +293,8 @@ def _levels(experiment: Experiment, colors: dict[str, int]) -> _Levels | None:
 
 def _intervals(experiment: Experiment) -> list[tuple[str, list[Interval | None]]]:
     """Of each variant the NME with an interval over faces and seeds, by subset; lost files are told elsewhere."""
-    from bench.parity import SUBSETS
     from bench.published import nme_intervals
+    from bench.result import SUBSETS
 
     found = [(variant, nme_intervals(experiment, variant)[0]) for variant in experiment.variants]
     return [(variant, [cells.get(subset) for subset in SUBSETS]) for variant, cells in found if cells]

@@ -31,6 +31,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 
 from pose.errors import InputError
 from pose.files import write_atomically
+from pose.landmarks import ATTRIBUTES
 from slurm.ending import Kind as EndingKind
 
 SCHEMA_VERSION = 1  # rises with any change but a new field that has a default: bench/RESULTS.md
@@ -41,6 +42,7 @@ RESULT = "result.json"
 THROUGHPUT = "throughput.json"
 LEVELS = "levels.json"
 FAILURE = "failure.json"
+SUBSETS = ("test", *ATTRIBUTES)  # of the test faces: all, and those with each attribute
 
 
 class Record(BaseModel):

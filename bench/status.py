@@ -73,9 +73,8 @@ def _ask(jobs: Mapping[str, Job]) -> tuple[dict[str, JobState | None], str]:
 
 
 def _row(name: str, folder: Path, job: Job | None, state: JobState | None, silent: str) -> Row:
-    from bench.launch import read_status
     from bench.outcome import failure_of
-    from bench.trial import STATUS
+    from bench.trial import STATUS, read_status
 
     id, status = job.id if job is not None else "", read_status(folder / STATUS)
     if job is not None and state is not None:

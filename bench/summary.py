@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bench.experiment import AnyTrial, Experiment, Trial
-from bench.parity import SUBSETS, compare, experiment_rule
+from bench.nme_verdicts import compare, experiment_rule
 from bench.published import PUBLISHED
-from bench.result import Environment, OpError, SubsetMetrics, Throughput, Timings
+from bench.result import SUBSETS, Environment, OpError, SubsetMetrics, Throughput, Timings
 from bench.rule import changes
 
 INTERPRETER = "TRITON_INTERPRET"  # set by a trial on the CPU whose loss is a Triton kernel

@@ -12,8 +12,9 @@ from rich.text import Text
 from bench import speed_summary as speed
 from bench.experiment import Experiment
 from bench.level_verdicts import level_verdicts
-from bench.parity import SUBSETS, Comparison, compare, experiment_rule
+from bench.nme_verdicts import Comparison, compare, experiment_rule
 from bench.references import noise_sentence
+from bench.result import SUBSETS
 from bench.summary import cautions, cell_text, face_counts, rate_text, rows, speeds, verdict
 
 PLAIN_WIDTH = 120  # columns where the output is no terminal and so has no width

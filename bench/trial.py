@@ -290,6 +290,15 @@ def _metrics(rows: list[SubsetRow]) -> dict[str, SubsetMetrics]:
     }
 
 
+def read_status(path: Path) -> dict[str, Any]:
+    """How far a trial says it is; {} where it does not."""
+    try:
+        status = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return status if isinstance(status, dict) else {}
+
+
 class _Status:
     """`status.json`, which a launcher shows; written at most twice a second, and never a reason to fail.
 

@@ -60,7 +60,7 @@ def _of_record(path: Path, kind: type[Record]) -> Iterator[str]:
 
 def _of_experiment(folder: Path) -> Iterator[str]:
     from bench.experiment import read_curve, read_experiment, read_faces
-    from bench.parity import experiment_rule
+    from bench.nme_verdicts import experiment_rule
     from bench.result import FAILURE
 
     experiment = read_experiment(folder)

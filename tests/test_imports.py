@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ BELOW = {"bench": {"pose", "slurm", "kernels"}, "pose": {"kernels"}, "slurm": se
 COMMANDS = (
     "bench.run",
     "bench.report",
+    "bench.parity",
+    "bench.compare",
+    "bench.validate",
     "bench.kernels",
     "pose.prepare",
     "pose.train",
@@ -43,6 +47,28 @@ def test_imports_only_go_down(package: str) -> None:
     for file in files:
         ours = imported_packages(file) & set(PACKAGES) - {package}
         assert ours <= BELOW[package], f"{file.relative_to(ROOT)} imports {ours - BELOW[package]}"
+
+
+def imported_files(file: Path, files: set[Path]) -> set[Path]:
+    """The project's files that `file` imports, in functions, too; not those for types alone."""
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {ROOT.joinpath(*name.split(".")).with_suffix(".py") for name in names} & files
+
+
+def test_no_files_import_each_other() -> None:
+    files = {file for package in PACKAGES for file in (ROOT / package).rglob("*.py")}
+    sorted_ = TopologicalSorter({file: imported_files(file, files) for file in files})
+    sorted_.prepare()  # CycleError names the circle
+    assert sorted_.is_active()
 
 
 def test_kernels_needs_torch_and_triton_alone() -> None:

@@ -12,8 +12,10 @@ from records import result, store, subset
 from bench.config import Gates
 from bench.equivalence import tost
 from bench.experiment import read_experiment
+from bench.face_views import face_views
 from bench.gates import judge
-from bench.parity import Comparison, compare, face_views, judged, main
+from bench.nme_verdicts import Comparison, compare, judged
+from bench.parity import main
 from bench.rule import Rule
 
 SEEDS = list(range(8))

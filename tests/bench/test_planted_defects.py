@@ -22,7 +22,7 @@ import pose.model
 import pose.targets
 from bench import levels
 from bench.level_verdicts import level_verdicts
-from bench.parity import judged
+from bench.nme_verdicts import judged
 from bench.rule import Rule
 from pose.checkpoint import Checkpoint, save_checkpoint
 from pose.data.source import load_split
