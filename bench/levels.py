@@ -27,15 +27,15 @@ from torch import Tensor
 from bench.result import LevelsResult, OpError, PredictionDifference, Trajectory
 from pose.distributed import Ranks
 from pose.model import DeepPose
-from pose.recipe import Recipe
+from pose.recipe import Precision, Recipe
 
 if TYPE_CHECKING:
     from pose.data.faces import Faces
     from pose.evaluator import Evaluation
 
-OP_PRECISIONS = ("fp64", "fp32", "bf16", "fp16")
+OP_PRECISIONS: tuple[Precision, ...] = ("fp64", "fp32", "bf16", "fp16")
 OP_FACES = (1, 16, 256)
-PRECISIONS = ("fp64", "fp32", "tf32", "fp16", "bf16")  # from fine to coarse
+PRECISIONS: tuple[Precision, ...] = ("fp64", "fp32", "tf32", "fp16", "bf16")  # from fine to coarse
 ULP = {"fp64": 2.0**-52, "fp32": 2.0**-23, "tf32": 2.0**-10, "fp16": 2.0**-10, "bf16": 2.0**-7}  # of 1
 
 OnPhase = Callable[[str, int, int], None]
@@ -53,7 +53,7 @@ class Steps:
     weights: list[list[Tensor]]
 
 
-def coarser(*precisions: str) -> str:
+def coarser(*precisions: Precision) -> Precision:
     """That of `precisions` which rounds most."""
     return max(precisions, key=PRECISIONS.index)
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from bench.equivalence import FEWEST_PAIRS, POWER, Tost, holm, pairs_needed, tost
+from bench.equivalence import FEWEST_PAIRS, MOST_PAIRS, POWER, Tost, holm, pairs_needed, tost
 from bench.experiment import CONFIG
 from bench.result import SUBSETS
 from bench.rule import Rule, rule_of
@@ -226,15 +226,12 @@ def _missing(test: Tost | None, planned: int, rule: Rule, family: int) -> tuple[
             f"; {more} more {_plural(more, 'seed')} would show equivalence with {percent} power if the true "
             f"difference is the one seen{other}"
         )
-    elif if_equal:
-        advice = (
-            f"; no number of seeds would show equivalence if the true difference is the one seen, {if_equal} more "
-            f"would with {percent} power if it is 0"
-        )
-    elif if_equal == 0:
-        advice = "; no number of seeds would show equivalence if the true difference is the one seen"
+    elif if_equal is not None:
+        none = "no number of" if abs(test.mean) >= rule.margin else f"not even {MOST_PAIRS}"
+        other = f", {if_equal} more would with {percent} power if it is 0" if if_equal else ""
+        advice = f"; {none} seeds would show equivalence if the true difference is the one seen{other}"
     else:
-        advice = "; 1000 seeds would not be enough: the margin is too small for results that vary so much"
+        advice = f"; not even {MOST_PAIRS} seeds would be enough: the margin is too small for results that vary so much"
     return more, if_equal, advice
 
 

@@ -25,13 +25,15 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from bench.interval import FEWEST_SAMPLES
 from pose.errors import InputError
 from pose.files import write_atomically
 from pose.landmarks import ATTRIBUTES
+from pose.recipe import Precision
 from slurm.ending import Kind as EndingKind
 
 SCHEMA_VERSION = 1  # rises with any change but a new field that has a default: bench/RESULTS.md
@@ -54,6 +56,13 @@ def _finite(value: Any) -> Any:
 
 
 Measured = Annotated[float | None, BeforeValidator(_finite)]  # None where there is no number, or none that is finite
+Size = Annotated[Annotated[float, Field(ge=0)] | None, BeforeValidator(_finite)]  # such a one that is never below 0
+# Bounds keep what no machine measures, as a damaged file may say, from the arithmetic
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[int, Field(gt=0, lt=2**63)]
+Seconds = Annotated[float, Field(ge=0, lt=1e12)]
+_SLOWEST, _FASTEST = 1e-12, 1e24
+PerSecond = Annotated[float, Field(gt=_SLOWEST, lt=_FASTEST)]
 
 
 class Environment(Record):
@@ -79,10 +88,10 @@ class Environment(Record):
 class SubsetMetrics(Record):
     """One row of the NME table; all three are None for a subset without faces."""
 
-    count: int
-    nme: Measured  # mean over faces, fraction of the inter-ocular distance
-    failure_rate: Measured  # share of faces with an NME above 0.10
-    auc: Measured  # area under the CED up to 0.10, as a fraction of the best possible
+    count: Count
+    nme: Size  # mean over faces, fraction of the inter-ocular distance
+    failure_rate: Size  # share of faces with an NME above 0.10
+    auc: Size  # area under the CED up to 0.10, as a fraction of the best possible
 
 
 class Throughput(Record):
@@ -90,40 +99,40 @@ class Throughput(Record):
 
     images_per_second: float  # median over windows
     windows: list[float]
-    window_steps: int
-    warmup_steps: int
-    batch_size: int
+    window_steps: Count
+    warmup_steps: Count
+    batch_size: Positive
     input_share: float | None  # share of the step time spent waiting for the input batch
 
 
 class Timings(Record):
     """Wall-clock seconds of a trial's phases."""
 
-    data: float
-    first_step: float  # from the start of training to the end of its first step
-    train: float
-    evaluate: float
-    total: float
+    data: Seconds
+    first_step: Seconds  # from the start of training to the end of its first step
+    train: Seconds
+    evaluate: Seconds
+    total: Seconds
 
 
 class Milestone(Record):
     """An evaluation on the way."""
 
-    step: int  # finished steps
-    epoch: int  # finished epochs
-    seconds: float  # from the start of the process until the evaluation was done
-    nme: Measured  # on the test set, a fraction
+    step: Count  # finished steps
+    epoch: Count  # finished epochs
+    seconds: Seconds  # from the start of the process until the evaluation was done
+    nme: Size  # on the test set, a fraction
 
 
 class OpError(Record):
     """Parity level 0: the loss as this trial computes it, against float64, on random landmarks."""
 
     dtype: str
-    elements: int
-    loss_relative: Measured
-    gradient_ulp: Measured  # largest error in units in the last place of the gradient's dtype
-    loss_relative_limit: float
-    gradient_ulp_limit: float
+    elements: Positive
+    loss_relative: Size
+    gradient_ulp: Size  # largest error in units in the last place of the gradient's dtype
+    loss_relative_limit: Annotated[float, Field(gt=0)]
+    gradient_ulp_limit: Annotated[float, Field(gt=0)]
 
 
 class Failure(Record):
@@ -156,10 +165,10 @@ class Result(Record):
     seed: int
     config: dict[str, Any]  # the variant's resolved config
     environment: Environment
-    train_faces: int
-    test_faces: int
-    steps: int
-    resumed_at: int = 0  # the step that the process which finished the trial went on from: its timings are of the rest
+    train_faces: Count
+    test_faces: Count
+    steps: Count
+    resumed_at: Count = 0  # the step that the process which finished it went on from: its timings are of the rest
     final_loss: Measured
     metrics: Annotated[
         dict[str, SubsetMetrics], AfterValidator(_with_test)
@@ -172,7 +181,7 @@ class Result(Record):
     op_error: OpError
     started: str  # ISO 8601, UTC
     caches: Literal["cold", "warm"] | None = None  # of compiled code and decoded pixels; None: whatever lay around
-    repeat: int = 0  # of the same variant and seed with the same caches
+    repeat: Count = 0  # of the same variant and seed with the same caches
     milestones: list[Milestone] = []  # evaluations of the process that finished the trial, in order
     process_seconds: float | None = None  # from the start of that process to the end of the last evaluation
 
@@ -185,22 +194,29 @@ class Estimate(Record):
     high: float
 
 
+def _speed(found: Estimate) -> Estimate:
+    if not _SLOWEST < found.value < _FASTEST:
+        raise ValueError(f"{found.value} a second is no speed")
+    return found
+
+
 class Windows(Record):
     """Work of one kind, timed in windows of `steps` steps, each from the last one's end until the device was done."""
 
-    steps: int  # in each window
-    seconds: list[float]  # of each window, of the rank that took longest
-    warmup_steps: int  # before the first window, of the same work
-    warmup_seconds: float
-    images_per_second: Estimate  # median over windows, all ranks together
+    steps: Positive  # in each window
+    # Of each window, of the rank that took longest
+    seconds: Annotated[list[Annotated[float, Field(gt=1e-12, lt=1e12)]], Field(min_length=FEWEST_SAMPLES)]
+    warmup_steps: Count  # before the first window, of the same work
+    warmup_seconds: Seconds
+    images_per_second: Annotated[Estimate, AfterValidator(_speed)]  # median over windows, all ranks together
 
 
 class Memory(Record):
     """The most memory in use until the end of the training windows, bytes, of the rank with most."""
 
     of: Literal["gpu", "process"]
-    allocated: int  # GPU: by torch's tensors; process: resident
-    reserved: int | None  # GPU: by torch's allocator, the pools of CUDA graphs included
+    allocated: Count  # GPU: by torch's tensors; process: resident
+    reserved: Count | None  # GPU: by torch's allocator, the pools of CUDA graphs included
 
 
 class Gauges(Record):
@@ -218,15 +234,15 @@ class ThroughputResult(Record):
     trial: str  # stable id: changes with everything in the config that can change the result, placement included
     experiment: str
     variant: str
-    repeat: int
+    repeat: Count
     seed: int
     config: dict[str, Any]  # the variant's resolved config
     environment: Environment  # the main rank's
-    train_faces: int
-    world_size: int
-    batch_size: int  # faces per step, of all ranks together
-    first_step_from_process: float  # seconds from the start of the process to the end of the first step
-    first_step_from_stepper: float  # the same from the making of loader, model, optimizer
+    train_faces: Count
+    world_size: Positive
+    batch_size: Positive  # faces per step, of all ranks together
+    first_step_from_process: Seconds  # from the start of the process to the end of the first step
+    first_step_from_stepper: Seconds  # the same from the making of loader, model, optimizer
     training: Windows  # whole steps with their input
     input_alone: Windows  # making batches and nothing else
     resident: Windows  # whole steps on noise that lies on the device
@@ -234,12 +250,14 @@ class ThroughputResult(Record):
     memory: Memory
     gauges_before: Gauges | None  # just before the training windows; None on a CPU, or where nobody tells
     gauges_after: Gauges | None
-    flops_per_image: int  # forward and backward
-    bytes_per_image: int  # of activations, by the rule of `bench.work.bytes_per_image`
-    peak_flops: float | None  # per second, of one GPU at this precision by its datasheet; None where not known
-    bandwidth: float | None  # bytes per second, of copies on one GPU
+    flops_per_image: Count  # forward and backward
+    bytes_per_image: Count  # of activations, by the rule of `bench.work.bytes_per_image`
+    peak_flops: Annotated[
+        float | None, Field(gt=0)
+    ]  # per second, of one GPU at this precision by its datasheet; None where not known
+    bandwidth: PerSecond | None  # bytes, of copies on one GPU
     started: str  # ISO 8601, UTC
-    seconds: float  # of the process
+    seconds: Seconds  # of the process
 
     @property
     def model_flops_utilisation(self) -> float | None:
@@ -264,18 +282,24 @@ class Trajectory(Record):
     farther than the reference the other has gone from there.
     """
 
-    loss: list[Measured]
-    update: list[Measured]
+    loss: Annotated[list[Size], Field(min_length=1)]
+    update: list[Size]
     length: list[Measured]
-    growth: Measured  # factor by which `update` grows per step, fitted to its logarithm; None where it is 0 somewhere
+    growth: Size  # factor by which `update` grows per step, fitted to its logarithm; None where it is 0 somewhere
+
+    @model_validator(mode="after")
+    def _of_equal_length(self) -> Self:
+        if not len(self.loss) == len(self.update) == len(self.length):
+            raise ValueError(f"{len(self.loss)} losses, {len(self.update)} updates and {len(self.length)} lengths")
+        return self
 
 
 class PredictionDifference(Record):
     """The same weights through two prediction paths: distances between the points they say, in pixels of the crop."""
 
-    faces: int
-    largest: Measured
-    mean: Measured
+    faces: Positive
+    largest: Size
+    mean: Size
     nme: Measured  # of the variant's path less the reference's, a fraction
 
 
@@ -290,16 +314,16 @@ class LevelsResult(Record):
     config: dict[str, Any]  # the variant's resolved config
     reference: dict[str, Any]  # the same of what it is compared with
     environment: Environment
-    op_errors: list[OpError]  # by dtype and size, of the variant
+    op_errors: Annotated[list[OpError], Field(min_length=1)]  # by dtype and size, of the variant
     reference_op_errors: list[OpError]
     trajectory: Trajectory | None  # None where the two do not fit on the same ranks
     twin: Trajectory | None  # the reference beside itself with one weight moved by one ulp
-    precision: str  # the coarser one of the two trainings
+    precision: Precision  # the coarser one of the two trainings
     evaluation: PredictionDifference
     yardstick: PredictionDifference  # the reference's path beside itself with every weight moved by one ulp
     weights: str  # the trial whose checkpoint was evaluated
     started: str  # ISO 8601, UTC
-    seconds: float
+    seconds: Seconds
 
 
 def write_record(record: Record, path: Path) -> None:
@@ -360,4 +384,4 @@ def valid(kind: type[R], content: Any, where: str) -> R:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{where}: {key}: {first['msg']}") from None
+        raise InputError(f"{where}: {key}: {first['msg'].removeprefix('Value error, ')}") from None

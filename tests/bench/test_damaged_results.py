@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from records import levels_result, result, store, throughput_result
+from records import OP_ERROR, levels_result, result, store, subset, throughput_result
 
 import bench.result
 from bench import parity, report, validate
 from bench.config import Gates
 from bench.experiment import read_experiment
+from bench.export import experiment_json
 from bench.gates import judge
 from bench.launch import finished_result
 from bench.plan import Trial
-from bench.result import LevelsResult, Result, ThroughputResult, read_record, read_result
+from bench.result import (
+    LevelsResult,
+    PredictionDifference,
+    Result,
+    ThroughputResult,
+    Trajectory,
+    read_record,
+    read_result,
+)
 from pose.errors import InputError
 from pose.recipe import Recipe
 
@@ -117,6 +128,57 @@ def test_the_report_survives_a_damaged_result_and_says_so(
     assert f"warning: trials/a-s0-0123456789/{name}" in said
     assert parity.main([str(tmp_path)]) == 0  # nothing gates here
     assert "EQUIVALENT" not in capsys.readouterr().out
+
+
+def places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Of every value in JSON content; of a list that and its first value."""
+    if path:
+        yield path
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from places(value, (*path, key))
+    elif isinstance(content, list) and content:
+        yield from places(content[0], (*path, 0))
+
+
+def replaced(content: Any, path: tuple[Any, ...], value: object) -> Any:
+    content = copy.deepcopy(content)
+    within = content
+    for key in path[:-1]:
+        within = within[key]
+    within[path[-1]] = value
+    return content
+
+
+@pytest.mark.parametrize("file", ["result.json", "throughput.json", "levels.json"])
+def test_no_value_that_cannot_be_makes_a_gate_pass_or_ends_in_a_stack_trace(tmp_path: Path, file: str) -> None:
+    far = OP_ERROR.model_copy(update={"loss_relative": 1.0})
+    way = Trajectory(loss=[0.5] * 3, update=[1.9] * 3, length=[0.4] * 3, growth=1.0)
+    away = PredictionDifference(faces=3, largest=9.0, mean=4.0, nme=0.1)
+    failing: dict[str, list[Result | ThroughputResult | LevelsResult]] = {
+        "result.json": [result(variant="a", metrics={"test": subset(0.24)}, op_error=far)],
+        "throughput.json": [throughput_result(v, r, s + r) for v, s in (("b", 100.0), ("a", 90.0)) for r in (0, 1)],
+        "levels.json": [result(variant="b"), levels_result("a", op_errors=[far], trajectory=way, evaluation=away)],
+    }
+    config = {"throughput": {"repeats": 2}, "measure": "throughput"} if file == "throughput.json" else {}
+    store(tmp_path, failing[file], config)
+    gates = Gates(
+        op_error=True, mean_shape_ratio=0.5, trajectory=True, evaluation=True,
+        speedup={"a": 1.5} if file == "throughput.json" else {},
+    )  # fmt: skip
+    wanted = {"result.json": 2, "throughput.json": 1, "levels.json": 3}[file]
+    assert [gate.passed for gate in judge(gates, read_experiment(tmp_path)) if gate.variant == "a"] == [False] * wanted
+    path = next(iter(sorted((tmp_path / "trials").glob(f"a-*/{file}"))))
+    content = json.loads(path.read_text())
+    for place in places({**content, "environment": {}}):
+        for value in (None, -1, [], "x", 1e308) if "limit" not in str(place[-1]) else (None, -1, 0, [], "x"):
+            if value == 1e308 and place[0] == "mean_shape":
+                continue  # a bad one is easily beaten
+            path.write_text(json.dumps(replaced(content, place, value)))
+            experiment = read_experiment(tmp_path)
+            passed = [gate for gate in judge(gates, experiment) if gate.passed and gate.variant == "a"]
+            assert not passed, (place, value, passed)
+            assert experiment_json(experiment)
 
 
 @pytest.mark.parametrize("damage", [name for name in DAMAGES if name != "a folder"])

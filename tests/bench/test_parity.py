@@ -88,6 +88,14 @@ def test_a_difference_that_no_number_of_seeds_would_explain_away_says_so() -> No
     assert "no number of seeds would show equivalence if the true difference is the one seen" in one.sentence
 
 
+def test_a_difference_that_more_than_a_thousand_seeds_would_explain_away_says_so() -> None:
+    one = verdict([30 * d + 0.03 for d in NOISE])
+    assert (one.state, one.more) == ("INCONCLUSIVE", None)
+    assert one.more_if_equal is not None
+    assert "not even 1000 seeds would show equivalence if the true difference is the one seen" in one.sentence
+    assert f"{one.more_if_equal} more would with 90 % power if it is 0" in one.sentence
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_fewer_than_five_seeds_are_never_equivalent(count: int) -> None:
     same: list[float | None] = [0.0] * count
