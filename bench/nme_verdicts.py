@@ -244,9 +244,9 @@ def _seeds(seeds: Sequence[int], shown: int = 4) -> str:
     return f"{_plural(len(seeds), 'seed')} {listed}"
 
 
-def signed(value: float) -> str:
-    """A difference in NME x 100: "+0.021", with the minus sign as wide as the plus."""
-    return f"{value:+.3f}".replace("-", "−")
+def signed(value: float, digits: int = 3) -> str:
+    """A difference in points: "+0.021", with the minus sign as wide as the plus."""
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def _metrics(experiment: Experiment) -> dict[str, dict[int, dict[str, tuple[float | None, ...]]]]:

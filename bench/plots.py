@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bench.experiment import Curve
 
 MAX_POINTS = 400  # of one loss curve; more cannot be seen and swells the page
+_WIDEST = 8.0  # margins that the axis of differences reaches at most
 
 
 def loss_curves(curves: Mapping[str, Sequence[Curve]], colors: Mapping[str, int]) -> str:
@@ -114,7 +115,18 @@ def parity_intervals(rows: Sequence[tuple[str, float, Interval | None]], margin:
         color, _ = look(0)
         axes.axvspan(-margin, margin, color=MUTED, alpha=0.15, linewidth=0)
         axes.axvline(0, color=MUTED, linewidth=0.8)
+        ends_seen = [end for _, value, i in rows for end in ((i.low, i.high, value) if i is not None else (value,))]
+        far = min(max(2 * margin, *map(abs, ends_seen)), _WIDEST * margin)  # the margin has to be seen
         for place, (_, value, interval) in enumerate(rows):
+            if abs(value) > far:
+                side = math.copysign(1, value)
+                axes.plot([side * far], [place], color=color, marker=">" if side > 0 else "<", markersize=5)
+                shift, anchor = (-8, "right") if side > 0 else (8, "left")
+                axes.annotate(
+                    f"{value:+.3g}".replace("-", "−"), (side * far, place), (shift, 0), textcoords="offset points",
+                    ha=anchor, va="center", color=INK,
+                )  # fmt: skip
+                continue
             if interval is not None:
                 ends = (interval.low, interval.high)
                 axes.plot(ends, [place, place], color=color, linewidth=1.6, marker="|", markersize=7)
@@ -122,9 +134,6 @@ def parity_intervals(rows: Sequence[tuple[str, float, Interval | None]], margin:
         axes.set_yticks(range(len(rows)), [_short(name, 34) for name, _, _ in rows])
         axes.tick_params(axis="y", labelcolor=INK, length=0)
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        far = max(
-            [2 * margin, *(abs(end) for _, v, i in rows for end in ((i.low, i.high, v) if i is not None else (v,)))]
-        )
         axes.set_xlim(-1.08 * far, 1.08 * far)
         axes.xaxis.set_major_locator(MaxNLocator(5, symmetric=True))
         axes.grid(visible=False, axis="y")
@@ -163,7 +172,7 @@ def trajectories(
         axes.set_xlabel("step")
         axes.set_ylabel("distance of weights")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _legend(figure, axes, "lower right", (1, 0.02))
+        _legend(figure, axes, "lower right", (1, 0.02), inside=0)  # curves may be anywhere
         last = "; ".join(
             f"{name} {values[-1]:.1e}" for name, values in lines.items() if values and values[-1] is not None
         )

@@ -115,6 +115,7 @@ def speed_html_text(experiment: Experiment) -> str:
         scaling=scaling,
         scaling_figure=plots.scaling_lines(_by_kind(scaling)) if scaling else None,
         kernels=_kernels(experiment, warnings),
+        gates=summary.gate_rows(experiment),
         gates_file=GATES,
         notes=speed_summary.speed_notes(experiment),
         figure=plots.speed_bars(bars, colors, unit) if bars else None,
@@ -215,6 +216,7 @@ def html_text(experiment: Experiment) -> str:
         contact_sheet=attempt(contact_sheet_uri, experiment.folder / CONTACT_SHEET),
         warnings=_shortened(warnings),
         trials_folder=TRIALS,
+        gates=summary.gate_rows(experiment),
         gates_file=GATES,
         table_file=TABLE,
         times_file=TIMES,
@@ -228,6 +230,8 @@ class _Parity:
 
     rule: Rule
     level: int  # percent, of the intervals
+    reference: str | None  # that all are compared with; None for several
+    lacking: bool  # whether some comparison has fewer pairs than seeds were planned
     comparisons: list[Comparison]
     faces: dict[tuple[str, str, str], FaceView]
     figure: str | None
@@ -260,6 +264,8 @@ def _parity(experiment: Experiment, warnings: list[str], drawn: int = 16) -> _Pa
     return _Parity(
         rule,
         round(100 * (1 - 2 * rule.alpha)),
+        next(iter(references)) if len(references := {one.reference for one in comparisons}) == 1 else None,
+        any(len(one.differences) < one.planned for one in comparisons),
         comparisons,
         {(view.variant, view.reference, view.subset): view for view in views},
         plots.parity_intervals(rows, rule.margin),

@@ -56,13 +56,25 @@ def _finite(value: Any) -> Any:
 
 
 Measured = Annotated[float | None, BeforeValidator(_finite)]  # None where there is no number, or none that is finite
-Size = Annotated[Annotated[float, Field(ge=0)] | None, BeforeValidator(_finite)]  # such a one that is never below 0
-# Bounds keep what no machine measures, as a damaged file may say, from the arithmetic
+# Bounds keep what nothing measures, as a damaged file may say, from the arithmetic
+Size = Annotated[Annotated[float, Field(ge=0, lt=1e100)] | None, BeforeValidator(_finite)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(gt=0, lt=2**63)]
 Seconds = Annotated[float, Field(ge=0, lt=1e12)]
 _SLOWEST, _FASTEST = 1e-12, 1e24
 PerSecond = Annotated[float, Field(gt=_SLOWEST, lt=_FASTEST)]
+
+
+def _with_sections(config: dict[str, Any]) -> dict[str, Any]:
+    train = config.get("train", {})
+    parallel = train.get("parallel", {}) if isinstance(train, dict) else {}
+    for key, section in (("train", train), ("train.parallel", parallel)):
+        if not isinstance(section, dict):
+            raise ValueError(f"{key} is no mapping")
+    return config
+
+
+Config = Annotated[dict[str, Any], AfterValidator(_with_sections)]  # a resolved one
 
 
 class Environment(Record):
@@ -163,7 +175,7 @@ class Result(Record):
     experiment: str
     variant: str
     seed: int
-    config: dict[str, Any]  # the variant's resolved config
+    config: Config  # the variant's
     environment: Environment
     train_faces: Count
     test_faces: Count
@@ -236,7 +248,7 @@ class ThroughputResult(Record):
     variant: str
     repeat: Count
     seed: int
-    config: dict[str, Any]  # the variant's resolved config
+    config: Config  # the variant's
     environment: Environment  # the main rank's
     train_faces: Count
     world_size: Positive
@@ -311,8 +323,8 @@ class LevelsResult(Record):
     experiment: str
     variant: str
     seed: int
-    config: dict[str, Any]  # the variant's resolved config
-    reference: dict[str, Any]  # the same of what it is compared with
+    config: Config  # the variant's
+    reference: Config  # the same of what it is compared with
     environment: Environment
     op_errors: Annotated[list[OpError], Field(min_length=1)]  # by dtype and size, of the variant
     reference_op_errors: list[OpError]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bench.experiment import AnyTrial, Experiment, Trial
+from bench.experiment import AnyTrial, Experiment, Gate, Trial
 from bench.nme_verdicts import compare, experiment_rule
 from bench.published import PUBLISHED
 from bench.result import SUBSETS, Environment, OpError, SubsetMetrics, Throughput, Timings
@@ -45,6 +45,16 @@ class Row:
 class Verdict:
     state: Literal["passed", "failed", "incomplete", "ungated"]
     sentence: str
+
+
+@dataclass(frozen=True)
+class GateRow:
+    gate: Gate
+    more: int  # gates of the same name and variant that passed, too
+
+    @property
+    def detail(self) -> str:
+        return self.gate.detail + (f"; and {self.more} more" if self.more else "")
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,19 @@ def verdict(experiment: Experiment) -> Verdict:
     else:
         state = "passed" if judged else "ungated"
     return Verdict(state, f"{_parity(experiment)}{', '.join(trials)}; {gates}.")
+
+
+def gate_rows(experiment: Experiment) -> list[GateRow]:
+    """The gates that failed, those that are inconclusive, and one row for all of a variant's that passed alike."""
+    lost = [gate for gate in experiment.gates if not gate.passed]
+    passed: dict[tuple[str, str], list[Gate]] = {}
+    for gate in experiment.gates:
+        if gate.passed:
+            passed.setdefault((gate.gate, gate.variant), []).append(gate)
+    return [
+        *(GateRow(gate, 0) for gate in sorted(lost, key=lambda gate: gate.inconclusive)),
+        *(GateRow(first, len(others)) for first, *others in passed.values()),
+    ]
 
 
 def _parity(experiment: Experiment, named: int = 3) -> str:

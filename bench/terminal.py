@@ -15,7 +15,7 @@ from bench.level_verdicts import level_verdicts
 from bench.nme_verdicts import Comparison, compare, experiment_rule
 from bench.references import noise_sentence
 from bench.result import SUBSETS
-from bench.summary import cautions, cell_text, face_counts, rate_text, rows, speeds, verdict
+from bench.summary import cautions, cell_text, face_counts, gate_rows, rate_text, rows, speeds, verdict
 
 PLAIN_WIDTH = 120  # columns where the output is no terminal and so has no width
 SHORT = {"expression": "expr", "illumination": "illum", "occlusion": "occl"}
@@ -222,8 +222,9 @@ def _gate_table(experiment: Experiment) -> Table:
     table = table_of("Gates")
     for name in ("gate", "variant", "verdict", "detail"):
         table.add_column(name, overflow="fold")
-    for gate in experiment.gates:
+    for row in gate_rows(experiment):
+        gate = row.gate
         failed = Text("inconclusive", style="yellow") if gate.inconclusive else Text("FAILED", style="bold red")
         mark = Text("passed", style="green") if gate.passed else failed
-        table.add_row(Text(gate.gate), Text(gate.variant), mark, Text(gate.detail))
+        table.add_row(Text(gate.gate), Text(gate.variant), mark, Text(row.detail))
     return table

@@ -26,6 +26,8 @@ def problems_of(path: Path) -> list[str]:
         if not (path / CONFIG).exists():
             raise InputError(f"{path}: not the folder of an experiment (it has no {CONFIG})")
         return list(_of_experiment(path))
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
     kind = _kinds().get(path.name)
     if kind is None:
         raise InputError(f"{path}: not a record by its name ({', '.join(_kinds())})")
