@@ -459,6 +459,17 @@ def test_an_op_error_above_its_limit_is_the_one_shown(make_experiment: Maker) ->
     assert row[5:] == ["31.50", "2"]
 
 
+@pytest.mark.parametrize("key", ["loss_relative", "gradient_ulp"])
+def test_an_op_error_that_is_no_number_is_shown_as_that(make_experiment: Maker, key: str) -> None:
+    folder = make_experiment()
+    path = folder / "trials" / trial_id("wing", 1) / "result.json"
+    content = json.loads(path.read_text())
+    content["op_error"][key] = None
+    path.write_text(json.dumps(content))
+    row = next(row for row in page_of(folder).rows if row[:2] == ["wing (seed 1)", "float32"])
+    assert row[{"loss_relative": 3, "gradient_ulp": 5}[key]] == "not a number"
+
+
 def test_csv_has_a_row_per_trial_and_subset_with_the_results_numbers(make_experiment: Maker) -> None:
     folder = make_experiment()
     build(folder)
