@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from bench.experiment import Experiment, read_faces
 from bench.interval import Interval
 from bench.nme_verdicts import experiment_rule
@@ -31,8 +33,6 @@ def face_views(experiment: Experiment, resamples: int = RESAMPLES) -> tuple[list
     It says how much the choice of test faces matters, and nothing about other seeds. Also returns what could not be
     read, a sentence each.
     """
-    import numpy as np
-
     views, problems = [], []
     rule = experiment_rule(experiment)
     rng = np.random.default_rng(0)
@@ -68,12 +68,8 @@ def face_views(experiment: Experiment, resamples: int = RESAMPLES) -> tuple[list
     return views, problems
 
 
-def _bootstrap(values: object, rng: object, resamples: int) -> Interval:
+def _bootstrap(values: np.ndarray, rng: np.random.Generator, resamples: int) -> Interval:
     """The mean with its 90 % percentile interval; faces are many enough for one, unlike seeds."""
-    import numpy as np
-
-    assert isinstance(values, np.ndarray)
-    assert isinstance(rng, np.random.Generator)
     means = []
     chunk = max(1, 2_000_000 // len(values))
     for start in range(0, resamples, chunk):

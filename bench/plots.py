@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from bench.interval import Interval
+from bench.nme_verdicts import signed
 from bench.summary import Speed, rate_text
 from bench.svg import INK, MUTED, STYLE, logarithmic, look, new_figure, svg_text
 
@@ -123,7 +124,7 @@ def parity_intervals(rows: Sequence[tuple[str, float, Interval | None]], margin:
                 axes.plot([side * far], [place], color=color, marker=">" if side > 0 else "<", markersize=5)
                 shift, anchor = (-8, "right") if side > 0 else (8, "left")
                 axes.annotate(
-                    f"{value:+.3g}".replace("-", "−"), (side * far, place), (shift, 0), textcoords="offset points",
+                    signed(value, 2), (side * far, place), (shift, 0), textcoords="offset points",
                     ha=anchor, va="center", color=INK,
                 )  # fmt: skip
                 continue

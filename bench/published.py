@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
-from bench.experiment import Experiment, FaceErrors, read_faces
+import numpy as np
+
+from bench.experiment import FaceErrors
 from bench.interval import Interval, student_t
 from bench.result import SUBSETS
-from pose.errors import InputError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 # The model-zoo page "Deeppose + Wingloss on WFLW", NME x 100
 PUBLISHED: Mapping[str, Mapping[str, float]] = {
@@ -28,22 +25,15 @@ PUBLISHED: Mapping[str, Mapping[str, float]] = {
 _NORMAL = 1.959964  # the 97.5 % quantile: faces are hundreds
 
 
-def nme_intervals(experiment: Experiment, variant: str) -> tuple[dict[str, Interval], list[str]]:
-    """The variant's NME, a fraction, with its 95 % interval, by subset; and what could not be read.
+def nme_intervals(trials: Sequence[FaceErrors]) -> dict[str, Interval]:
+    """The NME of a variant's `trials`, a fraction, with its 95 % interval, by subset; {} where their faces differ.
 
     Two sources of chance, whose variances add: the seeds (the t interval of their means, none for one seed) and the
     test faces (the deviation of the faces' means over seeds).
     """
-    faces: list[FaceErrors] = []
-    problems = []
-    for trial in experiment.of_variant(variant):
-        try:
-            faces.append(read_faces(trial.folder))
-        except InputError as error:
-            problems.append(str(error).replace(f"{experiment.folder}/", ""))
-    if not faces or any(one.nme.shape != faces[0].nme.shape for one in faces):
-        return {}, problems
-    return {subset: found for subset in SUBSETS if (found := _of_subset(faces, subset)) is not None}, problems
+    if any(one.nme.shape != trials[0].nme.shape for one in trials):
+        return {}
+    return {subset: found for subset in SUBSETS if (found := _of_subset(trials, subset)) is not None}
 
 
 def over_seeds_and_faces(nme: np.ndarray) -> Interval | None:
@@ -52,8 +42,6 @@ def over_seeds_and_faces(nme: np.ndarray) -> Interval | None:
     The deviation of the faces' means holds what seeds add to each face, too, divided by all of them: the interval errs
     on the wide side.
     """
-    import numpy as np
-
     seeds, count = nme.shape
     if count < 2 or not np.isfinite(nme).all():
         return None
@@ -63,13 +51,11 @@ def over_seeds_and_faces(nme: np.ndarray) -> Interval | None:
     return Interval(mean, mean - half, mean + half)
 
 
-def _of_subset(faces: list[FaceErrors], subset: str) -> Interval | None:
-    import numpy as np
-
-    nme = np.stack([one.nme for one in faces])
+def _of_subset(trials: Sequence[FaceErrors], subset: str) -> Interval | None:
+    nme = np.stack([one.nme for one in trials])
     place = SUBSETS.index(subset) - 1
     if place >= 0:
-        flags, known = faces[0].attributes, faces[0].attributes_known
+        flags, known = trials[0].attributes, trials[0].attributes_known
         if flags is None or known is None or not known[place]:
             return None
         nme = nme[:, flags[:, place]]

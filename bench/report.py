@@ -8,7 +8,7 @@ it again from the same files gives the same bytes.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,7 +193,7 @@ def html_text(experiment: Experiment) -> str:
         tables={metric: summary.rows(experiment, metric) for metric in ("nme", "failure_rate", "auc")},
         parity=_parity(experiment, warnings) if experiment.measure == "training" else None,
         levels=_levels(experiment, colors),
-        intervals=_intervals(experiment),
+        intervals=_intervals(faces),
         published=[
             (label, [numbers[subset] for subset in SUBSETS])
             for label, numbers in (PUBLISHED.items() if summary.has_real_faces(experiment) else ())
@@ -297,12 +297,12 @@ def _levels(experiment: Experiment, colors: dict[str, int]) -> _Levels | None:
     )
 
 
-def _intervals(experiment: Experiment) -> list[tuple[str, list[Interval | None]]]:
-    """Of each variant the NME with an interval over faces and seeds, by subset; lost files are told elsewhere."""
+def _intervals(faces: Mapping[str, Sequence[FaceErrors]]) -> list[tuple[str, list[Interval | None]]]:
+    """Of each variant the NME with an interval over faces and seeds, by subset."""
     from bench.published import nme_intervals
     from bench.result import SUBSETS
 
-    found = [(variant, nme_intervals(experiment, variant)[0]) for variant in experiment.variants]
+    found = [(variant, nme_intervals(trials)) for variant, trials in faces.items()]
     return [(variant, [cells.get(subset) for subset in SUBSETS]) for variant, cells in found if cells]
 
 

@@ -315,7 +315,6 @@ def test_the_validator_names_every_problem_and_exits_with_one(
 def test_the_validator_refuses_what_is_neither_experiment_nor_record(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not the folder of an experiment"):
         validate.main([str(tmp_path)])
-    (tmp_path / "other.json").write_text("{}")
     with pytest.raises(InputError, match="no such file or folder"):
         validate.main([str(tmp_path / "result.json")])
     (tmp_path / "other.json").write_text("{}")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from records import result, store, subset
 
-from bench.experiment import read_experiment
+from bench.experiment import read_experiment, read_faces
 from bench.published import PUBLISHED, nme_intervals, over_seeds_and_faces
 from bench.report import build
 
@@ -48,8 +48,7 @@ def test_the_page_puts_intervals_and_published_rows_side_by_side(tmp_path: Path,
     nme = np.linspace(0.03, 0.07, 400)
     records = [result(variant="a", seed=seed, metrics={"test": subset(0.05)}) for seed in range(3)]
     folder = store(tmp_path, records, {"data": {"kind": kind, "root": ""}}, {"a": nme})
-    found, problems = nme_intervals(read_experiment(folder), "a")
-    assert problems == []
+    found = nme_intervals([read_faces(trial.folder) for trial in read_experiment(folder).of_variant("a")])
     assert set(found) == {"test", "pose", "blur"}  # subsets whose faces are known
     page = build(folder).read_text()
     section = page[page.index("With 95 % intervals over faces and seeds") :]
@@ -63,11 +62,19 @@ def test_the_page_puts_intervals_and_published_rows_side_by_side(tmp_path: Path,
         assert (f"{numbers['test']:.2f}</td>" in section) == published
 
 
-def test_lost_faces_cost_the_interval_and_are_named(tmp_path: Path) -> None:
+def test_lost_faces_are_named_and_the_others_have_their_interval(tmp_path: Path) -> None:
     records = [result(variant="a", seed=seed, metrics={"test": subset(0.05)}) for seed in range(2)]
     folder = store(tmp_path, records, None, {"a": np.linspace(0.03, 0.07, 400)})
     (folder / "trials/a-s1-0123456789/faces.npz").write_bytes(b"")
-    found, problems = nme_intervals(read_experiment(folder), "a")
-    assert found
-    assert len(problems) == 1
-    assert problems[0].startswith("trials/a-s1-0123456789/faces.npz: ")
+    page = build(folder).read_text()
+    warning = "<li>trials/a-s1-0123456789/faces.npz: "
+    assert page.count(warning) == 1
+    left = nme_intervals([read_faces(folder / "trials/a-s0-0123456789")])["test"]
+    assert f"{100 * left.low:.2f} … {100 * left.high:.2f}" in page[page.index("With 95 % intervals") :]
+
+
+def test_trials_of_different_faces_have_no_interval(tmp_path: Path) -> None:
+    records = [result(variant=name, seed=0, metrics={"test": subset(0.05)}) for name in "ab"]
+    store(tmp_path, records, None, {"a": np.full(400, 0.05), "b": np.full(399, 0.05)})
+    one, other = (read_faces(trial.folder) for trial in read_experiment(tmp_path).results)
+    assert nme_intervals([one, other]) == {}
