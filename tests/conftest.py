@@ -20,6 +20,17 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 LIST_FOLDER = Path("WFLW_annotations/list_98pt_rect_attr_train_test")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at the markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where there is a GPU, mark what runs on it, so that `-m gpu` is all of that; elsewhere skip what needs one."""
+    for item in items:
+        if torch.cuda.is_available():
+            if "device" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.gpu)
+        elif item.get_closest_marker("gpu") is not None:
+            item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
 def shell_environment() -> dict[str, str]:
     """os.environ without what is set above: for tests of whole commands, which have to see to it themselves."""
     return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

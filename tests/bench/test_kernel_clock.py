@@ -257,7 +257,7 @@ def test_a_cpu_alternates_between_two_inputs() -> None:
     assert rotation(1, torch.device("cpu")) == clock.CPU_SETS == 2
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.gpu
 def test_the_gpu_clock_sees_twice_the_work_take_about_twice_the_time() -> None:
     device = torch.device("cuda")
     size = 2**26
@@ -270,7 +270,7 @@ def test_the_gpu_clock_sees_twice_the_work_take_about_twice_the_time() -> None:
     assert 1.4 < min(samples["one"]) / min(samples["half"]) < 2.8
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.gpu
 def test_a_call_that_waits_for_the_gpu_cannot_be_recorded() -> None:
     values = torch.rand(8, device="cuda")
     with pytest.raises(RuntimeError):

@@ -18,8 +18,6 @@ from bench.kernels.counts import (
     waits_for_gpu,
 )
 
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-
 # As the CUDA driver answers (cuda.h): nodes first counted, then listed; a graph of 7 nodes of these types
 DRIVER = """
 #include <stddef.h>
@@ -75,7 +73,7 @@ def test_a_cpu_has_no_clocks() -> None:
     assert device_facts(torch.device("cpu")) == {"name": "CPU"}
 
 
-@CUDA
+@pytest.mark.gpu
 def test_launches_memory_and_waits_of_known_calls() -> None:
     values = torch.rand(2**20, device="cuda")
     assert graph_launches(lambda _: values + 1) == 1

@@ -87,7 +87,7 @@ def test_the_interpreted_kernel_is_within_its_limits() -> None:
     assert error.repeats
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.gpu
 def test_on_a_gpu_the_output_is_written_over_nans() -> None:
     device = torch.device("cuda")
     case = replace(CASE, shape=(4096, 98, 2))

@@ -251,7 +251,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_timed(tmp
     assert "[1/" not in run.stdout
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.gpu
 def test_the_whole_protocol_on_a_small_case_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # there is a GPU
     small = subjects(BACKWARD, "eager", "compile", "triton")

@@ -29,8 +29,6 @@ from pose.regions import cut, training_reach
 MEAN, STD = np.array(crop_reference.MEAN), np.array(crop_reference.STD)
 BYTES = {"mode": "opencv4", "dtype": torch.uint8, "normalize": False}
 
-on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-
 
 def regions(images: list[np.ndarray], seed: int) -> RaggedImages:
     """A random part of each image, behind gaps of whole pixels."""
@@ -296,7 +294,7 @@ def test_on_a_cpu_auto_is_plain_torch_to_the_bit() -> None:
     assert torch.equal(crop(*given, size=64), crop(*given, size=64, impl="reference"))
 
 
-@on_a_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("options", [BYTES, {}, {"dtype": torch.bfloat16, "channels": 4}, {"dtype": torch.float16}])
 def test_cpu_gpu_and_kernel_give_the_same_bits_in_opencv4_mode(options: dict[str, Any], packed: bool) -> None:
@@ -309,7 +307,7 @@ def test_cpu_gpu_and_kernel_give_the_same_bits_in_opencv4_mode(options: dict[str
         assert torch.equal(crop(parts, *given, "cuda", impl=impl, **options).cpu(), on_cpu), impl
 
 
-@on_a_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("mode", ["exact", "opencv4"])
 def test_a_crop_does_not_wait_for_the_device(mode: str) -> None:
     images, matrices, flips = random_cases(8, 9, 64)
@@ -323,7 +321,7 @@ def test_a_crop_does_not_wait_for_the_device(mode: str) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@on_a_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("warm", [False, True])  # whether the table of normalised levels exists before the capture
 @pytest.mark.parametrize("mode", ["exact", "opencv4"])
 def test_a_replayed_graph_crops_what_its_inputs_hold_by_then(

@@ -724,7 +724,7 @@ torch.save(found, "found.pt")
 # -- on a GPU alone ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: sizes that take the interpreter hours")
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtypes", [(F32, F32), (BF16, F32), (BF16, BF16), (F16, F16), (F64, F64)], ids=str)
 @pytest.mark.parametrize("kind", DEFAULTS)
 def test_many_tiles_of_every_program_add_up_on_a_gpu(kind, dtypes, device, random):
@@ -738,7 +738,7 @@ def test_many_tiles_of_every_program_add_up_on_a_gpu(kind, dtypes, device, rando
         check_gradient(kind, gradient, wanted_gradient)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: 13 GB of elements")
+@pytest.mark.gpu
 @pytest.mark.parametrize("kind", DEFAULTS)
 def test_more_than_2_31_elements_are_right_everywhere_on_a_gpu(kind, device):
     if torch.cuda.mem_get_info()[0] < 30e9:
@@ -760,7 +760,7 @@ def test_more_than_2_31_elements_are_right_everywhere_on_a_gpu(kind, device):
     assert loss.item() == pytest.approx(total, rel=LOSS_RELATIVE[F32])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: a hundred tiles for every program")
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [F32, BF16])
 @pytest.mark.parametrize("kind", DEFAULTS)
 def test_the_same_loss_hundreds_of_millions_of_times_adds_up_on_a_gpu(kind, dtype, device):

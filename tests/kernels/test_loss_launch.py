@@ -21,11 +21,6 @@ from recorded_launches import record
 
 from kernels import loss_launch
 
-needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="there is no CUDA device: graphs, streams and launches are real or nothing"
-)
-
-
 # ---------------------------------------------------------------------------------------------- what is launched
 
 
@@ -311,7 +306,7 @@ def same(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> bool:
     return all(map(torch.equal, found, wanted))
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("call", [step, pair])
 @pytest.mark.parametrize("shape", [TRAINING, LARGE])
 def test_a_replayed_graph_computes_what_the_call_computes(shape, call):
@@ -322,7 +317,7 @@ def test_a_replayed_graph_computes_what_the_call_computes(shape, call):
     torch.testing.assert_close(step(*inputs), step(*inputs, impl="reference"))
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_scale_on_the_device_may_change_between_replays():
     graph = Graph(
         lambda pred, target, scale: kernels.wing_loss_and_grad(pred, target, scale=scale, impl="triton"),
@@ -335,7 +330,7 @@ def test_a_scale_on_the_device_may_change_between_replays():
         assert same(graph(*inputs, torch.tensor(scale, device="cuda")), wanted)
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_graph_that_is_captured_before_any_launch_is_right_at_every_replay(monkeypatch):
     inputs = batch(LARGE, 0)
     wanted = pair(*inputs)  # compiled now, but:
@@ -350,7 +345,7 @@ def test_a_graph_that_is_captured_before_any_launch_is_right_at_every_replay(mon
         assert same(outputs, wanted)
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("call", [step, pair])
 def test_two_graphs_of_one_stream_replayed_at_once_on_two(call):
     graphs = [Graph(call, *batch(LARGE, seed)) for seed in (0, 1)]
@@ -371,7 +366,7 @@ def test_two_graphs_of_one_stream_replayed_at_once_on_two(call):
             assert same(found, right)
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("call", [step, pair])
 def test_many_launches_on_several_streams_at_once_are_each_right(call):
     inputs = [batch(LARGE, seed) for seed in range(8)]
@@ -387,7 +382,7 @@ def test_many_launches_on_several_streams_at_once_are_each_right(call):
     assert all(same(each, wanted[place % len(wanted)]) for place, each in enumerate(found))
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one CUDA device: nothing can be on another")
 def test_tensors_on_a_device_that_is_not_the_current_one():
     inputs = batch(LARGE, 0)
@@ -398,7 +393,7 @@ def test_tensors_on_a_device_that_is_not_the_current_one():
             assert same(tuple(each.to("cuda:0") for each in one), call(*inputs))
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_reduce_overhead_records_the_loss_in_its_graphs():
     from torch._dynamo.utils import counters
 
@@ -417,7 +412,7 @@ def test_reduce_overhead_records_the_loss_in_its_graphs():
     assert counters["inductor"]["cudagraph_skips"] == 0
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_host_never_waits_for_the_device(dtype):
     pred, target = batch(TRAINING, 0)
@@ -449,7 +444,7 @@ def kernels_run(call: Callable[[], Any]) -> list[str]:
     return [each.name for each in found.events() if each.device_type == torch.autograd.DeviceType.CUDA]
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("shape", [TRAINING, LARGE])
 def test_the_device_runs_one_kernel_for_loss_and_gradient(shape):
     inputs = batch(shape, 0)
@@ -460,7 +455,7 @@ def test_the_device_runs_one_kernel_for_loss_and_gradient(shape):
         assert run == ["loss_kernel"]
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_device_runs_two_kernels_through_backward_beside_autograds_own(dtype):
     pred, target = batch(TRAINING, 0)

@@ -538,7 +538,7 @@ def test_transforms_and_forward_mode_agree_with_the_plain_call(name):
     torch.testing.assert_close(along, gradient.sum(), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", LOSSES)
 def test_cuda_agrees_with_the_cpu_to_a_few_ulp(name):
     pred, target = face_like(name, "pixels", torch.float32)

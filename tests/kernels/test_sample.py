@@ -31,7 +31,6 @@ from pose.placement import place
 from pose.targets import flip_index
 
 CPU = torch.device("cpu")
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 PUBLISHED = Sampling()
 NONE = Sampling(flip=0.0, scale=0.0, rotation=0.0, rotation_probability=0.0)
 ALWAYS = Sampling(flip=1.0, rotation_probability=1.0)
@@ -379,7 +378,7 @@ print(len(compiled), len(kernel.device_caches[0][0]))
     assert run.stdout.split() == ["1", "1"]
 
 
-@CUDA
+@pytest.mark.gpu
 def test_a_gpu_has_the_bits_of_a_cpu() -> None:
     of, number = columns(*random_faces(5000)), torch.arange(5000)
     wanted = sampled(of, number, 3, 2**40)
@@ -387,7 +386,7 @@ def test_a_gpu_has_the_bits_of_a_cpu() -> None:
         assert same(sampled(of.to("cuda"), number.cuda(), 3, 2**40, impl=impl), wanted)
 
 
-@CUDA
+@pytest.mark.gpu
 def test_a_graph_draws_for_the_epoch_that_is_put_in_place() -> None:
     of, number, epoch = columns(*random_faces(64)).to("cuda"), torch.arange(64, device="cuda"), torch.tensor(0).cuda()
     device = number.device

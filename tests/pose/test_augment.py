@@ -150,7 +150,7 @@ def test_large_names_are_accepted_and_others_refused():
             call()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
 def test_cuda_draws_the_bits_of_the_cpu(draws):
     for a, b in zip(draws, draw(0, 0, FACES, device="cuda"), strict=True):
         assert torch.equal(a, b.cpu())

@@ -103,7 +103,7 @@ def test_batches_do_not_change_the_points_and_no_faces_make_no_points():
     assert predict_faces(model, image, [], [], 32).shape == (0, 98, 2)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
 def test_a_gpu_predicts_the_same_points():
     image = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
     model = noisy()

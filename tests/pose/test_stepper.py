@@ -20,8 +20,6 @@ from pose.graph import capture
 from pose.recipe import Recipe
 from pose.stepper import Stepper, refuse_impossible
 
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-
 
 class RunAgain:
     """A replay runs the body, and its result lies in one place, as a graph's does. Nothing else is shared with it."""
@@ -178,7 +176,7 @@ def test_what_the_device_or_the_set_does_not_give_is_refused(
         refuse_impossible(settings, ranks, faces=12)
 
 
-@CUDA
+@pytest.mark.gpu
 @pytest.mark.parametrize("train", [{"adam": "auto"}, {"adam": "fused", "ema": 0.9}, {"precision": "fp16"}])
 def test_a_graph_on_a_gpu_computes_what_eager_steps_do(face_set: Path, train: dict[str, Any]) -> None:
     results = []
@@ -194,7 +192,7 @@ def test_a_graph_on_a_gpu_computes_what_eager_steps_do(face_set: Path, train: di
         torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-4)
 
 
-@CUDA
+@pytest.mark.gpu
 def test_no_step_waits_for_the_gpu(face_set: Path) -> None:
     for graph in (False, True):
         settings = recipe(face_set, graph=graph)

@@ -96,7 +96,7 @@ def test_wrong_shapes_are_refused():
         single(np.zeros((98, 2)), IDENTITY[:, :2])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
 def test_cuda_gives_the_bits_of_the_cpu():
     rng = np.random.default_rng(9)
     arguments = (

@@ -264,7 +264,7 @@ def test_every_way_to_the_gradient_trains_alike(face_set: Path, tmp_path: Path, 
             torch.testing.assert_close(other[key], value, rtol=0, atol=1e-9)  # Adam divides rounding errors
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
 def test_training_runs_on_a_gpu(face_set: Path, tmp_path: Path, precision: str) -> None:
     changes = {"device": "cuda", "precision": precision, "channels_last": True, "threads": None}
