@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,11 +36,13 @@ LOG = "log.txt"
 AnyResult = Result | ThroughputResult | LevelsResult
 
 
-def launch(trials: Sequence[Trial], out: Path) -> str | None:
+def launch(trials: Sequence[Trial], out: Path, start_within: float | None = None) -> str | None:
     """Run the trials that have no result in `out` yet; one that fails does not keep the others from running.
 
+    start_within: seconds from now after which none is started any more.
     Returns None, or the sentence of a trial that found the user's input wrong: the rest is then not run.
     """
+    begun = time.monotonic()
     with terminated_like_interrupted(), board(trials, out) as shown:
         for number, trial in enumerate(trials, start=1):
             label = f"[{number}/{len(trials)}] {trial.variant}, {trial.label}"
@@ -47,6 +50,9 @@ def launch(trials: Sequence[Trial], out: Path) -> str | None:
                 print(f"{label}: done before")
                 if shown is not None:
                     shown.done_before(trial)
+                continue
+            if start_within is not None and time.monotonic() - begun > start_within:
+                print(f"{label}: left for the next time, {start_within:g} s are over")
                 continue
             if trial.caches == "warm" and not caches.filled(trial.shared, out):
                 failure = Failure(kind="exception", message=NOT_FILLED)

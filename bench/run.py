@@ -46,19 +46,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "processes that outlive it (local), or as jobs of a SLURM cluster",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: results/NAME, NAME from the config")
+    parser.add_argument(
+        "--start-within",
+        type=float,
+        metavar="SECONDS",
+        help="start no trial later than so long after the first; the same command goes on with the rest",
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--detach", action="store_true", help="send the jobs and leave; the same command collects them")
     what.add_argument("--dry-run", action="store_true", help="print the sbatch scripts that would be sent")
     what.add_argument("--status", action="store_true", help="show how far the trials are")
     what.add_argument("--cancel", action="store_true", help="end the jobs that this experiment has sent, no others")
     options = parser.parse_args(arguments)
+    if options.start_within is not None and options.cluster != "here":
+        raise InputError(f"--start-within is for trials that run here, not with --cluster {options.cluster}")
     if options.detach and options.cluster != "slurm":
         raise InputError(f"--detach needs a queue to leave the jobs in: --cluster slurm, not {options.cluster}")
     if options.status or options.cancel:
         return _look_after(options.config, options.settings, options.out, cancel=options.cancel)
     if options.dry_run:
         return _print_scripts(options.config, options.settings, options.out)
-    return _run(options.config, options.settings, options.out, options.cluster, detach=options.detach)
+    return _run(
+        options.config,
+        options.settings,
+        options.out,
+        options.cluster,
+        detach=options.detach,
+        start_within=options.start_within,
+    )
 
 
 @dataclass(frozen=True)
@@ -69,7 +84,15 @@ class _Place:
     parallel: int | None
 
 
-def _run(config: Path, settings: Sequence[str], out: Path | None, cluster: str, *, detach: bool) -> int:
+def _run(
+    config: Path,
+    settings: Sequence[str],
+    out: Path | None,
+    cluster: str,
+    *,
+    detach: bool,
+    start_within: float | None = None,
+) -> int:
     from bench.config import load_experiment
     from bench.experiment import read_experiment
     from bench.gates import judge, write_gates
@@ -96,7 +119,7 @@ def _run(config: Path, settings: Sequence[str], out: Path | None, cluster: str, 
     with claim(out):
         write_contact_sheet(test_faces, out)
         write_experiment(experiment, trials, out)
-        unusable_input = _launch(trials, out, cluster, place, detach=detach)
+        unusable_input = _launch(trials, out, cluster, place, detach=detach, start_within=start_within)
         if detach:
             print(f"the same command without --detach waits for the jobs and reports on them; {out} holds all of it")
 
@@ -117,13 +140,21 @@ def _run(config: Path, settings: Sequence[str], out: Path | None, cluster: str, 
     return 0 if all(gate.passed for gate in report.gates) else EXIT_GATE
 
 
-def _launch(trials: Sequence[Trial], out: Path, cluster: str, place: _Place | None, *, detach: bool) -> str | None:
+def _launch(
+    trials: Sequence[Trial],
+    out: Path,
+    cluster: str,
+    place: _Place | None,
+    *,
+    detach: bool,
+    start_within: float | None,
+) -> str | None:
     if place is None:
         from bench.dispatch import refuse_alive
         from bench.launch import launch
 
         refuse_alive(out)
-        return launch(trials, out)
+        return launch(trials, out, start_within)
     from bench.dispatch import Dispatcher
     from slurm.backend import backend
     from slurm.request import Refused

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import shlex
 import sys
 from collections.abc import Sequence
@@ -38,10 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"one part of the table, or several: {', '.join(GROUPS)}",
     )
     parser.add_argument(
+        "--seed", type=int, metavar="N", help="of the inputs; default: another one each time, noted in the result"
+    )
+    parser.add_argument(
         "--resume", action="store_true", help="keep the rows that an interrupted run of the same code left in DIR"
     )
     options = parser.parse_args(arguments)
-    given = sys.argv[1:] if arguments is None else arguments
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if options.seed is None:
+        options.seed = secrets.randbelow(2**31)
+        given += ["--seed", str(options.seed)]
     return _run(options, shlex.join(["python", "-m", "bench.kernels", *given]))
 
 
@@ -59,7 +66,8 @@ def _run(options: argparse.Namespace, command: str) -> int:
 
     file = options.out / KERNELS
     with claim(options.out), cpu_threads(None if gpu else 1):
-        run = KernelRun(file, command, quick=options.quick, only=options.only or GROUPS, resume=options.resume)
+        only = options.only or GROUPS
+        run = KernelRun(file, command, quick=options.quick, only=only, resume=options.resume, seed=options.seed)
         result = run.measure()
     show(result)
     if not gpu:

@@ -99,6 +99,7 @@ class KernelResult(Record):
     failures: list[str]  # what could not be measured, a sentence each
     started: str  # ISO 8601, UTC
     command: str  # that repeats it
+    seed: int | None = None  # of the random inputs
 
     def ceiling(self, pred_dtype: str, target_dtype: str, elements: int) -> float | None:
         """Bytes per second that memory reached with these dtypes: at this size if it was measured, else at its best."""

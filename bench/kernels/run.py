@@ -74,8 +74,8 @@ class Ready:
 class KernelRun:
     """What has been measured so far, and the file that holds it."""
 
-    def __init__(self, file: Path, command: str, *, quick: bool, only: Sequence[str], resume: bool) -> None:
-        self.file, self.command, self.only = file, command, only
+    def __init__(self, file: Path, command: str, *, quick: bool, only: Sequence[str], resume: bool, seed: int) -> None:
+        self.file, self.command, self.only, self.seed = file, command, only, seed
         self.gpu = torch.cuda.is_available()
         self.device = torch.device("cuda", torch.cuda.current_device()) if self.gpu else torch.device("cpu")
         self.sizes = QUICK if quick else Sizes()
@@ -99,6 +99,8 @@ class KernelRun:
         if before.environment != self.environment or before.device.get("name") != self.facts["name"]:
             raise InputError(f"{self.file}: measured elsewhere or with other code; leave out --resume to start anew")
         self.measurements, self.ceilings, self.started = before.measurements, before.ceilings, before.started
+        if before.seed is not None:
+            self.seed, self.command = before.seed, before.command
 
     def measure(self) -> KernelResult:
         """Time every row that was asked for, then count errors and launches; the file is written after each."""
@@ -147,7 +149,7 @@ class KernelRun:
         torch.compiler.reset()  # or the next row's shapes would make the code general
         effort = ONCE if any(subject.variant == INTERPRETED for subject in row.subjects) else self.effort
         sets = rotation(min(subject.case.smallest_rotated_bytes for subject in row.subjects), self.device)
-        inputs = make_inputs(row.subjects[0].case, sets, self.device)
+        inputs = make_inputs(row.subjects[0].case, sets, self.device, self.seed)
         ready: dict[str, Ready] = {}
         for subject in row.subjects:
             found = self.attempt(str(subject), partial(self.get_ready, subject, inputs))
@@ -208,7 +210,7 @@ class KernelRun:
             self.save()
 
     def error(self, case: Case, variant: str) -> dict[Case, KernelError]:
-        inputs = make_inputs(case, 1, self.device)
+        inputs = make_inputs(case, 1, self.device, self.seed)
         found = self.attempt(f"errors of {case} as {variant}", partial(kernel_error, case, variant, inputs))
         return {} if found is None else {case: found}
 
@@ -238,6 +240,7 @@ class KernelRun:
             failures=self.failures,
             started=self.started,
             command=self.command,
+            seed=self.seed,
         )
         return figures.model_copy(update={"checks": self.checks(figures)})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -104,6 +105,23 @@ def test_an_interrupted_launcher_has_all_ranks_stop_after_one_step_and_go_on_fro
     result = read_result(settings.record(tmp_path))
     assert (result.resumed_at, result.steps) == (3, 6)
     assert not (tmp_path / "trials/a-s0-0/failure.json").exists()
+
+
+def test_what_does_not_start_in_time_is_left_for_the_same_command_again(
+    face_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trials = [replace(trial(face_set, ranks=1), id=f"a-s{seed}-0", seed=seed) for seed in range(3)]
+    clock = iter([0.0, 0.0, 61.0, 62.0])  # at the start, and before each trial
+    monkeypatch.setattr(bench.launch, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert launch(trials, tmp_path, start_within=60.0) is None
+    assert [one.record(tmp_path).exists() for one in trials] == [True, False, False]
+    said = capfd.readouterr().out
+    assert said.count("left for the next time, 60 s are over") == 2
+    assert not trials[1].folder(tmp_path).exists()
+    monkeypatch.undo()
+    launch(trials, tmp_path)
+    assert all(one.record(tmp_path).exists() for one in trials)
+    assert capfd.readouterr().out.count("done before") == 1
 
 
 def test_input_that_all_ranks_find_wrong_makes_one_sentence(face_set: Path, tmp_path: Path) -> None:

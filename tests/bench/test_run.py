@@ -229,6 +229,10 @@ def test_what_must_be_set_before_an_import_is_in_the_trials_environment(monkeypa
         (["--set", "loss.omega=ten"], "loss.omega: must be a valid number (given: 'ten')"),
         (["--set", "data.kind=wflw", "--set", "data.root=/nowhere"], "/nowhere/WFLW_annotations/"),
         (["--detach"], "--detach needs a queue to leave the jobs in: --cluster slurm, not here"),
+        (
+            ["--start-within", "9", "--cluster", "local"],
+            "--start-within is for trials that run here, not with --cluster",
+        ),
         (["--set", "train.device=cuda", "--set", "data.train=64", "--set", "data.test=64"], "device cuda: "),
     ],
 )
