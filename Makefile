@@ -1,7 +1,8 @@
 # make bench: the main job.  make test: the tests.  make stress: tests that take minutes.  make lint: style and types.
+# make gpu-check: on a machine with a GPU, all that only one can show; again until it ends with exit code 0 or 1.
 # make slurm-packages: what the tests of SLURM jobs need, as root.  make slurm-demo: a two-node experiment on it.
 # Each but slurm-packages sets up .venv first.
-.PHONY: bench test stress lint slurm-packages slurm-demo
+.PHONY: bench test stress lint gpu-check slurm-packages slurm-demo
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -20,6 +21,9 @@ lint: .venv/ready
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+gpu-check: .venv/ready
+	OMP_WAIT_POLICY=PASSIVE $(RUN) -m bench.gpu_check
 
 slurm-packages:
 	slurm/mini_cluster.sh packages

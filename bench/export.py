@@ -56,7 +56,7 @@ def experiment_json(experiment: Experiment) -> str:
     if times:
         content["times"] = [asdict(row) for row in times]
         content["thresholds"] = speed_summary.thresholds(experiment)
-    return json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(finite(content), indent=1, ensure_ascii=False) + "\n"
 
 
 def csv_text(experiment: Experiment) -> str:
@@ -171,10 +171,10 @@ def _file(trial: AnyTrial) -> str:
     return f"{TRIALS}/{trial.folder.name}/{trial.file}"
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN."""
+def finite(value: Any) -> Any:
+    """`value` as JSON holds it: lists for tuples, and None for a number that is not finite."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -95,9 +95,7 @@ def speed_rows(experiment: Experiment) -> list[SpeedRow]:
                 world_size=found[0].world_size,
                 batch_size=found[0].batch_size,
                 speed=_speed(found),
-                ratio=None
-                if variant == experiment.baseline
-                else _ratio(pairs(experiment, variant, experiment.baseline)),
+                ratio=None if variant == experiment.baseline else ratio_of(experiment, variant, experiment.baseline),
                 gain=_gain(experiment, variant, found[0], rows[-1] if rows else None),
                 input_alone=_together([one.input_alone.images_per_second for one in found], statistics.geometric_mean),
                 resident=_together([one.resident.images_per_second for one in found], statistics.geometric_mean),
@@ -304,10 +302,15 @@ def pairs(experiment: Experiment, variant: str, base: str) -> list[tuple[float, 
     return [(speeds[0][repeat], speeds[1][repeat]) for repeat in sorted(speeds[0].keys() & speeds[1].keys())]
 
 
+def ratio_of(experiment: Experiment, variant: str, base: str) -> Ratio | None:
+    """How many times as fast as `base` a variant is; None without a repeat that both finished."""
+    return _ratio(pairs(experiment, variant, base))
+
+
 def _gain(experiment: Experiment, variant: str, one: ThroughputResult, above: SpeedRow | None) -> Ratio | None:
     if above is None or (above.batch_size, above.world_size) != (one.batch_size, one.world_size):
         return None
-    return _ratio(pairs(experiment, variant, above.variant))
+    return ratio_of(experiment, variant, above.variant)
 
 
 def _ratio(both: Sequence[tuple[float, float]]) -> Ratio | None:

@@ -20,11 +20,8 @@ def snapshot(packages: Sequence[Path], folder: Path, commit: str | None, dirty: 
     submitit's own snapshot asks git for the files and rsync for the copy; this one takes the files as they lie,
     whether they are checked in or not, and needs neither. `commit` and `dirty` are kept for `recorded_commit`.
     """
-    digest = hashlib.sha256(repr((commit, dirty)).encode())
-    for path, name in _files(packages):
-        digest.update(f"{name}\0{path.stat().st_size}\0".encode())
-        digest.update(path.read_bytes())
-    whole = folder / digest.hexdigest()[:12]
+    state = f"{commit} {dirty} {content_digest(packages)}"
+    whole = folder / hashlib.sha256(state.encode()).hexdigest()[:12]
     if whole.is_dir():
         return whole
     partial = folder / f".{whole.name}.{os.getpid()}"
@@ -39,6 +36,15 @@ def snapshot(packages: Sequence[Path], folder: Path, commit: str | None, dirty: 
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return whole
+
+
+def content_digest(packages: Sequence[Path]) -> str:
+    """Changes with the name or the content of any file of `packages` (their folders)."""
+    digest = hashlib.sha256()
+    for path, name in _files(packages):
+        digest.update(f"{name}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def recorded_commit(root: Path) -> tuple[str | None, bool | None] | None:

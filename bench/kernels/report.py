@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,21 +83,33 @@ def show(result: KernelResult) -> None:
     from bench.kernels.summary import cautions, headline, sorted_checks, verdict
 
     print(verdict(result).sentence)
-    ascii_only = str.maketrans({"≥": ">=", "≤": "<=", "×": "x", "µ": "u", "–": "-"})
-    rows = [[cell.translate(ascii_only) for cell in _cells(check)] for check in sorted_checks(result)]
-    if rows:
-        rows.insert(0, ["verdict", "measured", "target", "limit", "figure"])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        print()
-        for first, *numbers, name in rows:  # what may be long comes last
-            middle = (cell.rjust(width) for cell, width in zip(numbers, widths[1:-1], strict=True))
-            print("  ".join([first.ljust(widths[0]), *middle, name]))
-        print()
-    print(headline(result).translate(ascii_only))
+    if result.checks:
+        print("", *check_lines(sorted_checks(result)), "", sep="\n")
+    print(plain(headline(result)))
     for text in result.failures:
         print(f"not measured: {text}")
     for text in cautions(result):
-        print(f"warning: {text}".translate(ascii_only))
+        print(plain(f"warning: {text}"))
+
+
+_ASCII = str.maketrans({"≥": ">=", "≤": "<=", "×": "x", "µ": "u", "–": "-", "−": "-", "±": "+-"})
+
+
+def plain(text: str) -> str:
+    """`text` for a terminal that knows no more than ASCII."""
+    return text.translate(_ASCII)
+
+
+def check_lines(checks: Sequence[Check]) -> list[str]:
+    """A table of checks for any terminal: verdict, figure, target, limit and, what may be long, the name."""
+    rows = [["verdict", "measured", "target", "limit", "figure"]]
+    rows += [[plain(cell) for cell in _cells(check)] for check in checks]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *numbers, name in rows:
+        middle = (cell.rjust(width) for cell, width in zip(numbers, widths[1:-1], strict=True))
+        lines.append("  ".join([first.ljust(widths[0]), *middle, name]))
+    return lines
 
 
 def _cells(check: Check) -> list[str]:
