@@ -75,9 +75,9 @@ def check(tool: str, watch: Watch | None = None) -> MemoryCheck:
 
 
 def errors_in(said: str) -> int | None:
-    """The number in the tool's summary; None where it printed none."""
-    match = _SUMMARY.search(said)
-    return int(match.group(1) or match.group(2)) if match else None
+    """The number in the tool's summaries, one of each process that it watched; None where it printed none."""
+    found = [int(one or other) for one, other in _SUMMARY.findall(said)]
+    return sum(found) if found else None
 
 
 def _watcher() -> Watch:

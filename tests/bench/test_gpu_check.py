@@ -312,6 +312,7 @@ def test_a_tool_that_misses_a_planted_error_says_nothing_about_the_kernels(
 
 def test_the_summaries_of_both_tools_are_read() -> None:
     assert [memory_check.errors_in(text) for text in (CLEAN, PLANTED, RACES, "nothing")] == [0, 1, 3, None]
+    assert memory_check.errors_in(CLEAN + PLANTED) == 1  # of several processes
 
 
 def test_without_the_tool_the_figure_is_unmeasured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
