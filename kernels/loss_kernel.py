@@ -25,7 +25,6 @@ class Constants(NamedTuple):
 
     kind: str  # "wing", "soft_wing", "smooth_l1" or "adaptive_wing"
     parameters: tuple[float, ...]  # of the loss
-    offset: float  # wing: C, which makes its two branches meet
     log: float  # LOG above
     largest: float  # log2 of the largest factor of a group (adaptive wing)
     weighting: str  # "no", "input" or "loss"
@@ -94,13 +93,19 @@ def _with_sign(slope, d, a, ABOVE: tl.constexpr):
 
 
 @triton.jit
+def _below(a, LIMIT: tl.constexpr):
+    """a < LIMIT. A GPU takes a bare constant in a comparison for a float32, the interpreter does not."""
+    return a < tl.full((), LIMIT, a.dtype)
+
+
+@triton.jit
 def _wing(a, C: tl.constexpr):
     OMEGA: tl.constexpr = C.parameters[0]
     EPSILON: tl.constexpr = C.parameters[1]
-    inside = a < OMEGA
-    z = tl.where(inside, a * (1.0 / EPSILON), 0.0)
-    rest = tl.where(inside, 0.0, a - C.offset)
-    return z, rest, tl.where(inside, _quotient(OMEGA, EPSILON + a, C), 1.0)
+    # Beyond omega the loss goes on in a straight line: without C, from which little is left where epsilon is large
+    inside = _below(a, OMEGA)
+    b = tl.where(inside, a, OMEGA)
+    return b * (1.0 / EPSILON), a - b, tl.where(inside, _quotient(OMEGA, EPSILON + a, C), 1.0)
 
 
 @triton.jit
@@ -108,7 +113,7 @@ def _soft_wing(a, C: tl.constexpr):
     OMEGA1: tl.constexpr = C.parameters[0]
     OMEGA2: tl.constexpr = C.parameters[1]
     EPSILON: tl.constexpr = C.parameters[2]
-    inside = a < OMEGA1
+    inside = _below(a, OMEGA1)
     # omega2 ln(1 + a / epsilon) + B without the cancellation
     z = tl.where(inside, 0.0, (a - OMEGA1) * (1.0 / (EPSILON + OMEGA1)))
     rest = tl.where(inside, a, OMEGA1)
@@ -118,7 +123,7 @@ def _soft_wing(a, C: tl.constexpr):
 @triton.jit
 def _smooth_l1(a, C: tl.constexpr):
     BETA: tl.constexpr = C.parameters[0]
-    inside = a < BETA
+    inside = _below(a, BETA)
     rest = tl.where(inside, a * a * (0.5 / BETA), a - 0.5 * BETA)
     return tl.zeros_like(a), rest, tl.where(inside, a * (1.0 / BETA), 1.0)
 
@@ -179,7 +184,7 @@ def _adaptive_wing(a, y, C: tl.constexpr):
     OMEGA: tl.constexpr = C.parameters[0]
     THETA: tl.constexpr = C.parameters[1]
     EPSILON: tl.constexpr = C.parameters[2]
-    inside = a < THETA
+    inside = _below(a, THETA)
     b = tl.where(inside, a, THETA)
     # A power of 0, also where p <= 0, gives no loss
     power, exponent, p = _power(b * (1.0 / EPSILON), y, a > _SMALLEST, C)

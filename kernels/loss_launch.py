@@ -231,7 +231,7 @@ def _variant(case: _Case) -> Variant:
     constants = code.Constants(
         kind,
         parameters,
-        *_offset_and_log(kind, *parameters),
+        log=_log(kind, parameters),
         largest=float(min(math.log2(_LARGEST_PRODUCT) // group, _LARGEST_POWER)),
         weighting="no" if case.weight is None else weighting,
         inner=case.inner,
@@ -253,14 +253,11 @@ def _variant(case: _Case) -> Variant:
     return Variant(block, constants)
 
 
-def _offset_and_log(kind: str, *parameters: float) -> tuple[float, float]:
-    """C of the wing loss, and the factor of a loss's logarithm."""
-    if kind == "wing":
-        omega, epsilon = parameters
-        return omega - omega * math.log1p(omega / epsilon), omega
-    if kind == "soft_wing":
-        return 0.0, parameters[1]
-    return 0.0, parameters[0] if kind == "adaptive_wing" else 0.0
+def _log(kind: str, parameters: tuple[float, ...]) -> float:
+    """The factor of a loss's logarithm: omega, or omega2."""
+    if kind == "smooth_l1":
+        return 0.0
+    return parameters[1] if kind == "soft_wing" else parameters[0]
 
 
 def _tiling(case: _Case) -> tuple[int, int, int]:

@@ -170,13 +170,22 @@ def default_reduction(kind: str) -> str:
 
 
 @pytest.mark.parametrize("side", [0.9999, 1.0001, 1.01])  # constants that make branches meet cancel just beyond it
-@pytest.mark.parametrize("kind", DEFAULTS)
-def test_around_the_threshold_no_digit_of_the_loss_is_lost(kind, side, random, device):
-    d = THRESHOLD[kind] * side * uniform(random, FACES, 0.9999, 1.0)
+@pytest.mark.parametrize(
+    ("kind", "parameters"),
+    [
+        *((kind, ()) for kind in DEFAULTS),
+        ("wing", (1.0, 1000.0)),
+        ("wing", (10.0, 1e-3)),
+        ("soft_wing", (5.0, 2.0, 1e-3)),
+    ],
+)
+def test_around_the_threshold_no_digit_of_the_loss_is_lost(kind, parameters, side, random, device):
+    threshold = parameters[0] if parameters else THRESHOLD[kind]
+    d = threshold * side * uniform(random, FACES, 0.9999, 1.0)
     pred = (d * signs(random, FACES)).to(F32).to(device)
     for reduction in ("none", "sum"):
-        loss = fused(kind, pred, torch.zeros_like(pred), reduction=reduction)
-        wanted, _ = exact(kind, pred, torch.zeros_like(pred), reduction=reduction)
+        loss = fused(kind, pred, torch.zeros_like(pred), None, parameters, reduction=reduction)
+        wanted, _ = exact(kind, pred, torch.zeros_like(pred), None, parameters, reduction=reduction)
         check_each(kind, loss, wanted) if reduction == "none" else check_loss(loss, wanted)
 
 

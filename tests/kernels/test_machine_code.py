@@ -7,6 +7,7 @@ the one that Triton brings along, so what is exact here is exact for that versio
 from __future__ import annotations
 
 import re
+import struct
 from collections import Counter
 from itertools import product
 from typing import Any
@@ -25,6 +26,8 @@ PARAMETERS = {
     "smooth_l1": (1.0,),
     "adaptive_wing": (14.0, 0.5, 1.0, 2.1),
 }
+# No float32s
+ODD = {"wing": (0.3, 0.7), "soft_wing": (0.3, 3.1, 0.7), "smooth_l1": (0.3,), "adaptive_wing": (14.1, 0.3, 0.7, 1.9)}
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 # Of pred and target. The second is what autocast gives
 DTYPES = (
@@ -63,6 +66,7 @@ def cases() -> list[Case]:
     found = []
     for capability, kind, (pred, target) in product(TARGETS, PARAMETERS, DTYPES):
         found.append(Case(capability, kind, PARAMETERS[kind], pred, target))
+    found += [Case(90, kind, parameters, "float64", "float64") for kind, parameters in ODD.items()]
     for capability, dtype in product(TARGETS, ("float32", "float64")):
         found.append(Case(capability, "scale", (), dtype, dtype, factor=dtype))
     # How the variants are put together does not depend on the target, nor much on the member
@@ -307,6 +311,16 @@ def test_approximate_instructions_are_used_where_the_result_can_bear_them(compil
         if approximations(code) != wanted:
             wrong[case] = wanted, approximations(code)
     assert not wrong
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_float64_meets_no_constant_that_was_a_float32(compiled: dict[Case, Code], kind: str) -> None:
+    """The interpreter, which takes Python's floats as they are, cannot tell."""
+    code = compiled[Case(90, kind, ODD[kind], "float64", "float64")]
+    doubles = {struct.unpack(">d", bytes.fromhex(digits))[0] for digits in re.findall(r"0d([0-9A-F]{16})", code.ptx)}
+    rounded = {struct.unpack("f", struct.pack("f", value))[0] for value in ODD[kind]}
+    assert set(ODD[kind]) & doubles
+    assert not rounded & doubles
 
 
 def from_tile_number(ptx: str) -> tuple[set[str], list[str]]:
