@@ -39,6 +39,7 @@ class Constants(NamedTuple):
     width: int  # neighbours whose losses are added before they go to float64: what a thread reads at once
     group: int  # those that share a logarithm: as many, or a part of them
     fast: bool  # by the hardware's reciprocal and exp2, which are good to 1 and 2 ulp
+    refined: bool  # by the hardware's reciprocal and a step of Newton's, which makes quotients as good as rounded ones
     narrow: bool  # by the hardware's log2, too, which is good enough for gradients that are rounded to 16 bits
     alpha: float  # adaptive wing: as float32, and what that lacks
     alpha_error: float
@@ -48,6 +49,7 @@ class Constants(NamedTuple):
 
 _LN2 = tl.constexpr(math.log(2))
 _SMALLEST = tl.constexpr(2.0**-126)  # smaller ones are 0 to the hardware's instructions
+_LARGE = tl.constexpr(2.0**126)  # of which the reciprocal is smaller
 _NO_POWER = tl.constexpr(-2000.0)  # log2 of 0, near enough, in float64 too
 _TOP_12, _EXPONENT = tl.constexpr(-(2**12)), tl.constexpr(-(2**23))  # bits of a float32
 _SQRT_HALF, _ONE = tl.constexpr(0x3F3504F3), tl.constexpr(0x3F800000)  # as bits
@@ -57,11 +59,14 @@ _SIGN_32, _SIGN_64 = tl.constexpr(-(2**31)), tl.constexpr(-(2**63))
 
 @triton.jit
 def _log1p(x):
-    """log(1 + x) for x >= 0: what rounding 1 + x lost is put back. Infinity and NaN stay."""
+    """log(1 + x) for x >= 0: log(u) plus, to first order, what rounding 1 + x to u lost. Infinity and NaN stay.
+
+    The quotient is at most half a unit of u's last place, so that its own error, 2 ulp on a GPU, does not count.
+    """
     u = 1.0 + x
     kept = u - 1.0
-    ratio = tl.where(kept == x, 1.0, x / kept)
-    return tl.where(kept == 0.0, x, tl.log(u) * ratio)
+    lost = tl.where(kept == x, 0.0, x - kept)
+    return tl.log(u) + lost / u
 
 
 @triton.jit
@@ -71,8 +76,24 @@ def _hardware(x, INSTRUCTION: tl.constexpr):
 
 
 @triton.jit
+def _fma(x, y, z):
+    """x y + z rounded once, which the interpreter does not do."""
+    return tl.fma(x, y, z)
+
+
+@triton.jit
 def _quotient(x, y, C: tl.constexpr):
-    return x * _hardware(y, "rcp.approx.ftz.f32") if C.fast else x / y
+    """x / y for y > 0. A GPU's own division in float32 is one by the reciprocal, and good to 2 ulp."""
+    if C.fast:
+        return x * _hardware(y, "rcp.approx.ftz.f32")
+    elif C.refined:
+        # The wing's y ends at omega + epsilon; a reciprocal below 2^-126 takes another instruction
+        reciprocal = _hardware(y, "rcp.approx.f32" if C.kind == "soft_wing" else "rcp.approx.ftz.f32")
+        q = x * reciprocal
+        better = _fma(_fma(-q, y, x + tl.zeros_like(y)), reciprocal, q)
+        return tl.where(y < _LARGE, better, q) if C.kind == "soft_wing" else better
+    else:
+        return x / y
 
 
 @triton.jit
@@ -81,15 +102,21 @@ def _exp2(x, C: tl.constexpr):
 
 
 @triton.jit
-def _with_sign(slope, d, a, ABOVE: tl.constexpr):
-    """slope * sign(d), a = |d|; d itself where a <= ABOVE, and NaN at NaN, so that no bad value leaves the gradient."""
+def _working(x, C: tl.constexpr):
+    """A float64 in the precision of the arithmetic."""
+    return x if C.wide else x.to(tl.float32)
+
+
+@triton.jit
+def _with_sign(slope, d, a, scale, ABOVE: tl.constexpr):
+    """slope * sign(d), a = |d|; d * scale where a <= ABOVE, and NaN at NaN: no bad value leaves the gradient."""
     if d.dtype == tl.float64:
         sign = d.to(tl.int64, bitcast=True) & _SIGN_64
         signed = (slope.to(tl.int64, bitcast=True) ^ sign).to(tl.float64, bitcast=True)
     else:
         sign = d.to(tl.int32, bitcast=True) & _SIGN_32
         signed = (slope.to(tl.int32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
-    return tl.where(a > ABOVE, signed, d)
+    return tl.where(a > ABOVE, signed, d * scale)
 
 
 @triton.jit
@@ -99,17 +126,18 @@ def _below(a, LIMIT: tl.constexpr):
 
 
 @triton.jit
-def _wing(a, C: tl.constexpr):
+def _wing(a, scale, C: tl.constexpr):
     OMEGA: tl.constexpr = C.parameters[0]
     EPSILON: tl.constexpr = C.parameters[1]
     # Beyond omega the loss goes on in a straight line: without C, from which little is left where epsilon is large
     inside = _below(a, OMEGA)
     b = tl.where(inside, a, OMEGA)
-    return b * (1.0 / EPSILON), a - b, tl.where(inside, _quotient(OMEGA, EPSILON + a, C), 1.0)
+    slope = tl.where(inside, _quotient(_working(OMEGA * scale, C), EPSILON + a, C), _working(scale, C))
+    return b * (1.0 / EPSILON), a - b, slope
 
 
 @triton.jit
-def _soft_wing(a, C: tl.constexpr):
+def _soft_wing(a, scale, C: tl.constexpr):
     OMEGA1: tl.constexpr = C.parameters[0]
     OMEGA2: tl.constexpr = C.parameters[1]
     EPSILON: tl.constexpr = C.parameters[2]
@@ -117,15 +145,15 @@ def _soft_wing(a, C: tl.constexpr):
     # omega2 ln(1 + a / epsilon) + B without the cancellation
     z = tl.where(inside, 0.0, (a - OMEGA1) * (1.0 / (EPSILON + OMEGA1)))
     rest = tl.where(inside, a, OMEGA1)
-    return z, rest, tl.where(inside, 1.0, _quotient(OMEGA2, EPSILON + a, C))
+    return z, rest, tl.where(inside, _working(scale, C), _quotient(_working(OMEGA2 * scale, C), EPSILON + a, C))
 
 
 @triton.jit
-def _smooth_l1(a, C: tl.constexpr):
+def _smooth_l1(a, scale, C: tl.constexpr):
     BETA: tl.constexpr = C.parameters[0]
     inside = _below(a, BETA)
     rest = tl.where(inside, a * a * (0.5 / BETA), a - 0.5 * BETA)
-    return tl.zeros_like(a), rest, tl.where(inside, a * (1.0 / BETA), 1.0)
+    return tl.zeros_like(a), rest, tl.where(inside, a * _working((1.0 / BETA) * scale, C), _working(scale, C))
 
 
 @triton.jit
@@ -179,7 +207,7 @@ def _log2_ratio(f):
 
 
 @triton.jit
-def _adaptive_wing(a, y, C: tl.constexpr):
+def _adaptive_wing(a, y, scale, C: tl.constexpr):
     """With b = min(a, theta), f(b) + f'(b) (a - b) is the two-branch formula: one power for both, and the slope."""
     OMEGA: tl.constexpr = C.parameters[0]
     THETA: tl.constexpr = C.parameters[1]
@@ -191,20 +219,21 @@ def _adaptive_wing(a, y, C: tl.constexpr):
     slope = _quotient(OMEGA * p * power, b + b * power, C)
     # A large power's log1p is its logarithm: what is beyond the largest that is folded is added as such
     beyond = tl.maximum(exponent - C.largest, 0.0)
-    return power, tl.where(inside, 0.0, slope * (a - THETA)) + (OMEGA * _LN2) * beyond, slope
+    rest = tl.where(inside, 0.0, slope * (a - THETA)) + (OMEGA * _LN2) * beyond
+    return power, rest, slope * _working(scale, C)
 
 
 @triton.jit
-def _member(a, y, C: tl.constexpr):
-    """(z, rest, slope) at a = |d| and target y. A NaN is in rest."""
+def _member(a, y, scale, C: tl.constexpr):
+    """(z, rest, scale times the slope) at a = |d| and target y. A NaN is in rest."""
     if C.kind == "wing":
-        z, rest, slope = _wing(a, C)
+        z, rest, slope = _wing(a, scale, C)
     elif C.kind == "soft_wing":
-        z, rest, slope = _soft_wing(a, C)
+        z, rest, slope = _soft_wing(a, scale, C)
     elif C.kind == "smooth_l1":
-        z, rest, slope = _smooth_l1(a, C)
+        z, rest, slope = _smooth_l1(a, scale, C)
     else:
-        z, rest, slope = _adaptive_wing(a, y, C)
+        z, rest, slope = _adaptive_wing(a, y, scale, C)
     return z, rest, slope
 
 
@@ -270,9 +299,12 @@ def _weights(weight, base, n, C: tl.constexpr, MASKED: tl.constexpr):
 
 @triton.jit
 def _tile(
-    pred, target, weight, factor, loss, grad, base, n, grad_factor, C: tl.constexpr, MASKED: tl.constexpr
+    pred, target, weight, factor, loss, grad, base, n, scale, C: tl.constexpr, MASKED: tl.constexpr
 ):  # fmt: skip
-    """One tile, from element `base` on: stores what is asked for, returns its losses, some of them added up."""
+    """One tile, from element `base` on: stores what is asked for, returns its losses, some of them added up.
+
+    scale: of the gradient, a float64: what it makes of a loss's constants is rounded once.
+    """
     lane = tl.arange(0, C.block)
     there = lane < n - base if MASKED else None
     y = _read(target + base + lane, there, MASKED).to(tl.float64 if C.wide else tl.float32)
@@ -282,14 +314,13 @@ def _tile(
     if C.weighting == "input":
         d, y = d * w, y * w
     a = tl.abs(d)
-    z, rest, slope = _member(a, y, C)
+    z, rest, slope = _member(a, y, scale, C)
     if C.grad:
-        g = _with_sign(slope, d, a, _SMALLEST if C.kind == "adaptive_wing" else 0.0)
+        g = _with_sign(slope, d, a, _working(scale, C), _SMALLEST if C.kind == "adaptive_wing" else 0.0)
         if C.weighting != "no":
             g = g * w
         if C.factor == "each":
             g = g * _read(factor + base + lane, there, MASKED).to(tl.float64 if C.wide else tl.float32)
-        g = g * grad_factor
         if C.wide and grad.dtype.element_ty != tl.float64:
             g = g.to(tl.float32)  # the interpreter cannot take float64 to bfloat16
         tl.store(grad + base + lane, g.to(grad.dtype.element_ty), mask=there)
@@ -318,10 +349,10 @@ def loss_kernel(
     """
     program = tl.program_id(0)
     programs = tl.num_programs(0)
-    scale = tl.full((), grad_factor, tl.float64).to(tl.float64 if C.wide else tl.float32)
+    scale = tl.full((), grad_factor, tl.float64)
     if C.factor == "one":
         given = tl.load(factor)
-        scale = scale * given.to(tl.float64 if C.wide else tl.float32)
+        scale = scale * given.to(tl.float64)
         if C.skip:
             n = tl.where(given == 1.0, 0, n)
     full = n // C.block

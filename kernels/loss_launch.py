@@ -26,6 +26,7 @@ INTERPRETED = bool(knobs.runtime.interpret)
 _ALIGNED = 16  # bytes of the widest load; what lies otherwise is copied, so that there is one compiled variant of each
 _LARGEST_INDEX = 2**30  # in 32-bit lanes, with room for a tile
 _LARGEST_PRODUCT = 1e38  # of factors 1 + z in float32
+_LARGEST_DIVISOR = 2.0**126  # beyond it, reciprocals are 0 to the hardware's instruction
 _LARGEST_POWER = 60  # log2; what it is multiplied with must stay in range, too
 _SCALED, _SCALING_PROGRAMS = 4096 if INTERPRETED else 1024, 1024  # few CTAs: most launches find nothing to do
 _WARPS = 4
@@ -245,6 +246,10 @@ def _variant(case: _Case) -> Variant:
         width=width,
         group=group,
         fast=case.cuda and not wide and (narrow or kind == "adaptive_wing"),
+        refined=case.cuda
+        and not wide
+        and not narrow
+        and (kind == "soft_wing" or (kind == "wing" and sum(parameters) < _LARGEST_DIVISOR)),
         narrow=case.cuda and narrow and not wide and not each,
         alpha=alpha,
         alpha_error=parameters[-1] - alpha,

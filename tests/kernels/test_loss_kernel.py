@@ -334,18 +334,23 @@ RELATIVE = {"rcp": 2.0**-23, "lg2": 2.0**-22, "ex2": 2.0**-22}  # largest errors
 
 @pytest.fixture(params=[0.0, 1.0, -1.0], ids=["exact instructions", "all too large", "all too small"])
 def gpu_branch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[float]:
-    """The code for 16-bit gradients on a GPU, interpreted: its instructions off by none or all of what they may be."""
+    """The code for a GPU, interpreted: its approximate instructions off by none or all of what they may be."""
     if not INTERPRETED:
         pytest.skip("a GPU has the instructions themselves")
 
     def instruction(x: Any, name: Any) -> Any:
-        name = getattr(name, "value", name).split(".")[0]
-        x = tl.where(tl.abs(x) < 2.0**-126, 0.0, x)  # ftz
+        name, _, kind = getattr(name, "value", name).partition(".")
+        if ".ftz." in kind:
+            x = tl.where(tl.abs(x) < 2.0**-126, 0.0, x)
         exact = {"rcp": lambda: 1.0 / x, "lg2": lambda: tl.log2(x), "ex2": lambda: tl.exp2(x)}[name]()
         return exact * (1.0 + request.param * RELATIVE[name])
 
+    def fma(x: Any, y: Any, z: Any) -> Any:
+        return (x.to(tl.float64) * y.to(tl.float64) + z.to(tl.float64)).to(tl.float32)
+
     variant = loss_launch._variant
     monkeypatch.setattr(loss_kernel, "_hardware", instruction)
+    monkeypatch.setattr(loss_kernel, "_fma", fma)
     monkeypatch.setattr(loss_launch, "_variant", lambda case: variant.__wrapped__(case._replace(cuda=True)))
     return request.param
 
@@ -362,6 +367,29 @@ def test_approximate_instructions_are_good_enough_for_16_bits(kind, dtype, gpu_b
             # The adaptive wing's exponents, up to 50 in size here, are rounded to float32 before exp2: 50 ln 2 2^-24
             rounded = 50 * math.log(2) * 2**-24 if kind == "adaptive_wing" else 0.0
             assert abs(loss.item() - wanted.item()) <= (LOSS_RELATIVE[F32] + rounded) * abs(wanted.item())
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_quotients_in_float32_are_refined_to_what_a_division_gives(kind, weighted, gpu_branch, random, device):
+    """A GPU's division is good to 2 ulp, which with four or five roundings after it would be more than 4."""
+    for scale in (1.0, 0.37):
+        pred, target = draw(random, kind, (20_000, 2), device, (F32, F32), decades=(-2, 1.3))
+        weight = uniform(random, (20_000, 1), 0.5, 1.5).to(F32).to(device) if weighted else None
+        loss, gradient = fused_and_grad(kind, pred, target, weight, reduction="mean", scale=scale)
+        wanted, wanted_gradient = exact(kind, pred, target, weight, scale=scale)
+        check_gradient(kind, gradient, wanted_gradient)
+        if gpu_branch == 0.0:
+            check_loss(loss, wanted)
+
+
+@pytest.mark.parametrize("kind", ["wing", "soft_wing"])
+def test_refined_quotients_of_zero_and_infinite_errors_are_those_of_the_formula(kind, gpu_branch, device):
+    pred = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, 1e38, -3e38, 1e-38, 5.0], device=device)
+    zero = torch.zeros_like(pred)
+    _, gradient = fused_and_grad(kind, pred, zero, reduction="sum")
+    _, wanted = exact(kind, pred, zero, reduction="sum")
+    torch.testing.assert_close(gradient.double(), wanted, rtol=1e-6, atol=0, equal_nan=True)
 
 
 # -- special values ---------------------------------------------------------------------------------------------------

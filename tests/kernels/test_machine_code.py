@@ -218,7 +218,7 @@ def test_the_code_is_the_same_for_any_count_and_wherever_a_scale_or_ticket_lies(
         ("wing", True, 40),
         ("adaptive_wing", False, 75),
         ("adaptive_wing", True, 50),  # by instructions that the interpreter cannot run
-        ("soft_wing", False, 70),  # a logarithm for each element
+        ("soft_wing", False, 71),  # a logarithm for each element
         ("soft_wing", True, 70),
         ("smooth_l1", False, 18),
         ("smooth_l1", True, 18),
@@ -296,21 +296,34 @@ def test_a_group_is_as_large_as_what_a_thread_reads_and_float32_holds(
 
 
 def approximations(code: Code) -> set[str]:
-    return set(re.findall(r"\b(rcp|lg2|ex2)\.approx\.ftz\.f32", code.ptx))
+    return set(re.findall(r"\b(rcp|lg2|ex2)\.approx\.(?:ftz\.)?f32", code.ptx))
 
 
 def test_approximate_instructions_are_used_where_the_result_can_bear_them(compiled: dict[Case, Code]) -> None:
-    """rcp for 16-bit gradients, lg2 for sums and gradients of 16-bit predictions, rcp and ex2 for the adaptive wing."""
+    """rcp for gradients, lg2 for sums and gradients of 16-bit predictions, rcp and ex2 for the adaptive wing."""
     wrong = {}
     for case, code in compiled.items():
         wanted = set()
         if case.kind == "adaptive_wing" and not wide(case):
             wanted = {"rcp", "ex2", "lg2"} if narrow(case) and case.reduction != "none" else {"rcp", "ex2"}
-        elif case.kind in ("wing", "soft_wing") and narrow(case) and case.grad:
+        elif case.kind in ("wing", "soft_wing") and not wide(case) and case.grad:
             wanted = {"rcp"}
         if approximations(code) != wanted:
             wrong[case] = wanted, approximations(code)
     assert not wrong
+
+
+@pytest.mark.parametrize("capability", TARGETS)
+@pytest.mark.parametrize("kind", ["wing", "soft_wing"])
+def test_each_reciprocal_of_a_float32_gradient_is_refined(
+    compiled: dict[Case, Code], kind: str, capability: int
+) -> None:
+    """And divisions by the hardware's own approximation, div.full, are left to nobody but the sum's logarithm."""
+    code = compiled[Case(capability, kind, PARAMETERS[kind], "float32", "float32")]
+    reciprocals = re.findall(r"rcp\.approx\.(?:ftz\.)?f32 (%\w+),", code.ptx)
+    assert reciprocals
+    for register in reciprocals:
+        assert re.search(rf"fma\.rn\.f32\s+%\w+, [^;]*{register}\b", code.ptx), register
 
 
 @pytest.mark.parametrize("kind", ODD)
