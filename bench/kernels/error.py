@@ -15,6 +15,12 @@ from bench.op_error import ulp_distance
 
 CHUNK = 2**24  # elements that are held in float64 at a time
 
+# Where the slope of a default loss jumps, from 0.83 to 1 (wing) or from 1 to 8 (soft wing). float32 may find a
+# difference on the other side than float64 does, by its roundings (of pred - target, and of the weights), and is right
+# there. Of 2^24 random elements of the benchmarks about one lies so close
+KINKS = {"wing": 10.0, "soft_wing": 2.0}
+AT_KINK = 2.0**-22
+
 
 @dataclass(frozen=True)
 class KernelError:
@@ -22,6 +28,7 @@ class KernelError:
     gradient_ulp: float  # largest, in units in the last place of the gradient's dtype
     repeats: bool  # a second run gives the same bits
     poisoned: bool  # the gradient was written where NaNs had been put before
+    at_kink: int = 0  # elements so close to a kink that which side they are on is a matter of rounding: left out
 
 
 def kernel_error(case: Case, variant: str, inputs: Inputs) -> KernelError:
@@ -43,13 +50,15 @@ def kernel_error(case: Case, variant: str, inputs: Inputs) -> KernelError:
 
     exact_loss = torch.zeros((), dtype=torch.float64, device=loss.device)
     worst = torch.zeros((), dtype=torch.float64, device=loss.device)
+    at_kink = torch.zeros((), dtype=torch.int64, device=loss.device)
     for rows in _chunks(case):
         chunk = replace(case, shape=(rows.stop - rows.start, *case.shape[1:]))
-        value, exact = _exact(case, chunk, rows, inputs)
+        value, exact, kink = _exact(case, chunk, rows, inputs)
         exact_loss += value
-        worst = torch.maximum(worst, ulp_distance(gradient[rows], exact).max())
+        at_kink += kink.sum()
+        worst = torch.maximum(worst, ulp_distance(gradient[rows], exact).masked_fill_(kink, 0.0).max())
     relative = ((loss.double() - exact_loss) / exact_loss).abs().nan_to_num(nan=float("inf"))
-    return KernelError(float(relative), float(worst), repeats, poisoned)
+    return KernelError(float(relative), float(worst), repeats, poisoned, int(at_kink))
 
 
 def _chunks(case: Case) -> list[slice]:
@@ -58,20 +67,28 @@ def _chunks(case: Case) -> list[slice]:
     return [slice(start, min(start + step, batch)) for start in range(0, batch, step)]
 
 
-def _exact(case: Case, chunk: Case, rows: slice, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """Loss and gradient that a part of the batch adds to the whole, in float64."""
+def _exact(case: Case, chunk: Case, rows: slice, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and gradient that a part of the batch adds to the whole, in float64, and which elements lie at a kink."""
     function = getattr(kernels, f"{case.loss}_loss")
     pred = inputs.pred[0].detach()[rows].double().requires_grad_()
     weight = inputs.weight[0]
     if weight is not None:
         weight = (weight if case.weight == "landmark" else weight[rows]).double()
-    loss = function(pred, inputs.target[0][rows].double(), weight, impl="reference")
+    target = inputs.target[0][rows].double()
+    loss = function(pred, target, weight, impl="reference")
     # Each loss is averaged over the batch or over all elements, so a part counts by its share of the batch
     share = chunk.shape[0] / case.shape[0]
     other = case.mode == "forward_backward" and case.upstream == "other"
     upstream = float(torch.tensor(UPSTREAM, dtype=dtype("float32"))) if other else 1.0
     (gradient,) = torch.autograd.grad(loss, pred, torch.full_like(loss, share * upstream))
-    return loss.detach() * share, gradient
+    return loss.detach() * share, gradient, _at_kink(case.loss, pred.detach() - target, weight)
+
+
+def _at_kink(loss: str, difference: Tensor, weight: Tensor | None) -> Tensor:
+    if loss not in KINKS:
+        return torch.zeros_like(difference, dtype=torch.bool)
+    size = (difference if weight is None else difference * weight).abs()
+    return (size - KINKS[loss]).abs() <= AT_KINK * KINKS[loss]
 
 
 def _same_bits(first: Tensor, second: Tensor) -> bool:
@@ -111,6 +128,8 @@ def error_checks(
             loss = max(error.loss_relative for error in known)
             ulp = max(error.gradient_ulp for error in known)
             text = f"{how}; {len(known)} cases, {sum(error.poisoned for error in known)} of them written over NaNs"
+            left_out = sum(error.at_kink for error in known)
+            text += f", {left_out} elements left out that lie at a kink to the last digits" * (left_out > 0)
         if complete and bar.no_worse_than_eager:
             target = min(target, max(error.gradient_ulp for error in others))
             text += "; target: what eager shows"

@@ -9,6 +9,7 @@ import torch
 
 from bench.kernels import error as module
 from bench.kernels.cases import Case, make_inputs, triton_variant
+from bench.kernels.cases import build as build_call
 from bench.kernels.error import ErrorBar, KernelError, error_checks, kernel_error
 
 CPU = torch.device("cpu")
@@ -35,16 +36,19 @@ def test_another_upstream_gradient_is_in_the_oracle_as_well() -> None:
     assert error.gradient_ulp < 4
 
 
-def broken(monkeypatch: pytest.MonkeyPatch, change: Callable[[int, Any, Any], Any]) -> KernelError:
-    real = module.build
+def broken(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[int, Any, Any], Any], case: Case = CASE, inputs: Any = None
+) -> KernelError:
+    real = build_call
     runs = iter(range(10))
 
     def build(*arguments: Any) -> Any:
         call = real(*arguments)
         return lambda index: change(next(runs), *call(index))
 
-    monkeypatch.setattr(module, "build", build)
-    return kernel_error(CASE, "eager", make_inputs(CASE, 1, CPU))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "build", build)
+        return kernel_error(case, "eager", inputs or make_inputs(case, 1, CPU))
 
 
 def test_a_gradient_off_by_two_millionths_shows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,6 +64,29 @@ def test_an_element_that_was_not_written_shows(monkeypatch: pytest.MonkeyPatch) 
         return loss, gradient
 
     assert broken(monkeypatch, skip_one).gradient_ulp == float("inf")
+
+
+@pytest.mark.parametrize(("loss", "kink"), module.KINKS.items())
+@pytest.mark.parametrize("weight", ["none", "sample_landmark"])
+def test_only_what_rounding_may_carry_over_a_kink_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, loss: str, kink: float, weight: str
+) -> None:
+    def on_the_other_side(_: int, loss: torch.Tensor, gradient: torch.Tensor) -> Any:
+        gradient[0, 0, 0] *= 1.2
+        return loss, gradient
+
+    case = Case(loss, "loss_and_grad", "float32", "float32", (8, 5, 2), weight)
+    inputs = make_inputs(case, 1, CPU)
+    inputs.target[0].fill_(0.75)  # so that differences are rounded to more than their own last digit
+    factor = 1.0 if inputs.weight[0] is None else inputs.weight[0][0, 0]
+    for steps, left_out in ((0, 1), (1, 1), (-1, 1), (12, 0), (-12, 0)):
+        off = kink / factor * (1 + steps * 2.0**-23)
+        inputs.pred[0][0, 0, 0] = off + 0.75
+        error = kernel_error(case, "eager", inputs)
+        assert error.at_kink == left_out, steps
+        assert error.gradient_ulp < 8
+        wrong = broken(monkeypatch, on_the_other_side, case, inputs)
+        assert (wrong.gradient_ulp < 8) == bool(left_out), steps
 
 
 def test_a_wrong_loss_shows(monkeypatch: pytest.MonkeyPatch) -> None:

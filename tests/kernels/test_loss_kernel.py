@@ -127,6 +127,13 @@ def check_gradient(kind: str, gradient: Tensor, exact: Tensor) -> None:
     assert worst.max() <= limit, f"{float(worst.max())} ulp at element {int(worst.argmax())}"
 
 
+def away_from_kinks(kind: str, d: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
+    """`gradients`, 0 where float32 may find d, a float64, on the other side of a threshold at which the slope jumps."""
+    at_kink = (d.abs() - THRESHOLD[kind]).abs() <= 2.0**-22 * THRESHOLD[kind]
+    kinked = kind in ("wing", "soft_wing")
+    return tuple(gradient.masked_fill(at_kink, 0.0) if kinked else gradient for gradient in gradients)
+
+
 def check_loss(loss: Tensor, exact: Tensor, size: Tensor | None = None) -> None:
     """`size`: what terms add up to whose signs cancel; the loss itself where they have none."""
     error = (loss.detach().double() - exact).abs()
@@ -772,7 +779,9 @@ def test_many_tiles_of_every_program_add_up_on_a_gpu(kind, dtypes, device, rando
         loss, gradient = fused_and_grad(kind, pred, target, w, weighting=weighting, reduction="mean")
         wanted, wanted_gradient = exact(kind, pred, target, w, weighting=weighting)
         check_loss(loss, wanted)
-        check_gradient(kind, gradient, wanted_gradient)
+        d = pred.double() - target.double()
+        d = d * w.double() if w is not None and weighting == "input" else d
+        check_gradient(kind, *away_from_kinks(kind, d, gradient, wanted_gradient))
 
 
 @pytest.mark.gpu
@@ -804,4 +813,10 @@ def test_the_same_loss_hundreds_of_millions_of_times_adds_up_on_a_gpu(kind, dtyp
     for value in (0.0123, 0.37, 1.7, 23.0):  # equal terms: what rounding takes off one it takes off all
         pred = torch.full((2**28,), value, dtype=dtype, device=device)
         loss = fused(kind, pred, torch.zeros_like(pred), reduction="mean")
-        check_loss(loss, exact(kind, pred[:1], torch.zeros_like(pred[:1]))[0])
+        wanted, _ = exact(kind, pred[:1], torch.zeros_like(pred[:1]))
+        size = wanted
+        if kind == "adaptive_wing" and dtype == BF16:  # the power's exponent by the hardware's log2, good to 2^-22
+            _, theta, epsilon, alpha = DEFAULTS[kind]
+            exponent = alpha * math.log2(min(value, theta) / epsilon)
+            size = wanted * (1 + abs(exponent) * math.log(2) * RELATIVE["lg2"] / LOSS_RELATIVE[F32])
+        check_loss(loss, wanted, size)
