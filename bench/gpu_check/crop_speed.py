@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 from pose.errors import InputError, run_command
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from bench.gpu_check.result import Crops
     from bench.kernels.clock import Effort
+    from pose.data.faces import Faces
     from pose.feed import DeviceFeed
+    from pose.recipe import Recipe
 
 BATCHES = 8  # of other faces: their pixels and crops exceed the L2 cache many times
 JUDGED = "crop alone, opencv4, packed pixels, 4 channels"
@@ -51,7 +54,8 @@ def _run(config: Path, variant: str, out: Path | None) -> int:
     if recipe.input.sampling != "device":
         raise InputError(f"--variant {variant}: input.sampling is {recipe.input.sampling}; wanted device")
     faces = load_split(recipe.data, "train")
-    result: Crops = measure(recipe, faces, Effort())
+    device = torch.device("cuda", torch.cuda.current_device())
+    result: Crops = measure(recipe, faces, Effort(), device)
     if out is not None:
         write_record(result, out)
     for row in result.rows:
@@ -59,7 +63,7 @@ def _run(config: Path, variant: str, out: Path | None) -> int:
     return 0
 
 
-def measure(recipe: Any, faces: Any, effort: Effort) -> Crops:
+def measure(recipe: Recipe, faces: Faces, effort: Effort, device: torch.device) -> Crops:
     """Time the ways to make a batch of `recipe`'s size from `faces`. CUDA only."""
     import torch
 
@@ -69,7 +73,6 @@ def measure(recipe: Any, faces: Any, effort: Effort) -> Crops:
     from pose.feed import DeviceFeed, open_feed
     from pose.order import BatchOrder
 
-    device = torch.device("cuda", torch.cuda.current_device())
     order = BatchOrder(len(faces), recipe.train.batch_size, 0, drop_last=True)
     plain = recipe.model_copy(update={"input": recipe.input.model_copy(update={"pixel_bytes": 3})})
     feed = open_feed(plain, faces, 0, order, Ranks(device=device), BATCHES)
@@ -79,7 +82,7 @@ def measure(recipe: Any, faces: Any, effort: Effort) -> Crops:
     recordings = {name: record(call, BATCHES, effort) for name, call in calls.items()}
     samples = gpu_seconds(recordings, effort)
     return Crops(
-        gpu=torch.cuda.get_device_name(),
+        gpu=torch.cuda.get_device_name(device),
         batch_size=recipe.train.batch_size,
         region_bytes=feed.images.pixels.nbytes,
         faces=len(faces),

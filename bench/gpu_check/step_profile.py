@@ -16,7 +16,11 @@ from typing import TYPE_CHECKING, Any
 from pose.errors import InputError, run_command
 
 if TYPE_CHECKING:
+    import torch
+
     from bench.gpu_check.result import KernelTime, StepProfile
+    from pose.data.faces import Faces
+    from pose.recipe import Recipe
 
 WARMUP, STEPS = 12, 8
 SHOWN = 25  # lines
@@ -58,7 +62,8 @@ def _run(config: Path, variant: str, out: Path | None) -> int:
     if variant not in recipes:
         raise InputError(f"--variant {variant}: {config} has {', '.join(recipes)}")
     recipe = recipes[variant]
-    trace = profile(recipe, load_split(recipe.data, "train"))
+    device = torch.device("cuda", torch.cuda.current_device())
+    trace = profile(recipe, load_split(recipe.data, "train"), device)
     found = summed(trace, STEPS, variant, recipe.train.batch_size, torch.cuda.get_device_name())
     if not found.kernels:
         raise InputError("the profiler saw no kernel: it cannot read this GPU")
@@ -68,8 +73,8 @@ def _run(config: Path, variant: str, out: Path | None) -> int:
     return 0
 
 
-def profile(recipe: Any, faces: Any) -> dict[str, Any]:
-    """The profiler's trace of `STEPS` steps of `recipe`. CUDA only."""
+def profile(recipe: Recipe, faces: Faces, device: torch.device) -> dict[str, Any]:
+    """The profiler's trace of `STEPS` steps of `recipe`."""
     import json
     import tempfile
 
@@ -78,15 +83,13 @@ def profile(recipe: Any, faces: Any) -> dict[str, Any]:
     from pose.distributed import Ranks
     from pose.stepper import Stepper
 
-    device = torch.device("cuda", torch.cuda.current_device())
     last = WARMUP + STEPS
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     stepper = Stepper(recipe, faces, seed=0, ranks=Ranks(device=device), last=last)
     with closing(stepper), stepper.settings():
         for step in range(WARMUP):
             stepper.run(step)
         stepper.finish()
-        with torch.profiler.profile(activities=activities) as profiler:
+        with torch.profiler.profile(acc_events=True) as profiler:  # of all activities that there are
             for step in range(WARMUP, last):
                 stepper.run(step)
             stepper.finish()

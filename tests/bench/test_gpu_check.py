@@ -18,11 +18,13 @@ from conftest import REPOSITORY, shell_environment, tiny_recipe
 from records import result, store, subset, throughput_result, windows
 
 from bench.config import load_experiment
-from bench.gpu_check import evidence, figures, memory_check, numerics, run, step_profile, tasks
+from bench.gpu_check import crop_speed, evidence, figures, memory_check, numerics, run, step_profile, tasks
 from bench.gpu_check.crop_speed import JUDGED, calls_of
 from bench.gpu_check.merge import merged
 from bench.gpu_check.result import GPU_CHECK, Crops, CropSpeed, GpuCheck, Ledger, MemoryCheck, Numerics
 from bench.gpu_check.tasks import Task
+from bench.kernels import clock
+from bench.kernels.clock import Effort
 from bench.kernels.result import Check, judged
 from bench.result import Milestone, read_record, write_record
 from pose.data.wflw import load_wflw
@@ -354,6 +356,31 @@ def test_crops_are_timed_of_the_batches_that_training_makes(face_set: Path) -> N
     assert torch.equal(second, feed.batch(1).pixels)  # other faces
     assert torch.equal(calls[JUDGED](3), first)
     assert {call(2)[0].shape[0] for name, call in calls.items() if name.startswith("crop")} <= {3, 4}
+
+
+def test_each_way_to_make_a_batch_is_timed_and_one_is_judged(face_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def record(call: Callable[[int], Any], sets: int, effort: Effort) -> int:
+        assert sets == crop_speed.BATCHES
+        return sum(call(index) is not None for index in range(sets))
+
+    monkeypatch.setattr(clock, "record", record)
+    monkeypatch.setattr(clock, "gpu_seconds", lambda recordings, effort: {name: [1.0, 2.0] for name in recordings})
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "NVIDIA H200")
+    values = tiny_recipe(face_set, input={"crop": "opencv4", "sampling": "device", "channels": 4, "pixel_bytes": 4})
+    recipe, faces = Recipe.model_validate(values), load_wflw(face_set, "train")
+    found = crop_speed.measure(recipe, faces, Effort(), torch.device("cpu"))
+    assert (found.batch_size, found.faces, len(found.rows)) == (4, len(faces), 6)
+    assert [row.name for row in found.rows if row.judged] == [JUDGED]
+
+
+def test_a_profile_is_of_steps_in_steady_state(face_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_profile, "WARMUP", 1)
+    monkeypatch.setattr(step_profile, "STEPS", 2)
+    recipe = Recipe.model_validate(tiny_recipe(face_set, train={"steps": 3}))
+    trace = step_profile.profile(recipe, load_wflw(face_set, "train"), torch.device("cpu"))
+    steps = [event for event in trace["traceEvents"] if str(event.get("name")).startswith("Optimizer.step")]
+    assert len(steps) == 2
+    assert step_profile.summed(trace, 2, "a", 4, "none").kernels == []  # a CPU's work is no GPU's
 
 
 KERNELS = {  # as they are called on NVIDIA GPUs
