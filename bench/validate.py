@@ -36,6 +36,7 @@ def problems_of(path: Path) -> list[str]:
 
 def _kinds() -> dict[str, type[Record]]:
     from bench import result
+    from bench.gpu_check.result import GPU_CHECK, GpuCheck
     from bench.rule import RULE, Rules
     from bench.submissions import SUBMISSION, Submission
 
@@ -46,6 +47,7 @@ def _kinds() -> dict[str, type[Record]]:
         result.FAILURE: result.Failure,
         RULE: Rules,
         SUBMISSION: Submission,
+        GPU_CHECK: GpuCheck,
     }
 
 

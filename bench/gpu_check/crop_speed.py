@@ -40,17 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(config: Path, variant: str, out: Path | None) -> int:
     import torch
 
-    from bench.config import load_experiment
+    from bench.gpu_check.variant import recipe_of
     from bench.kernels.clock import Effort
     from bench.result import write_record
     from pose.data.source import load_split
 
-    if not torch.cuda.is_available():
-        raise InputError("no CUDA GPU here: the times of kernels say something on one alone")
-    recipes = load_experiment(config)[1]
-    if variant not in recipes:
-        raise InputError(f"--variant {variant}: {config} has {', '.join(recipes)}")
-    recipe = recipes[variant]
+    recipe = recipe_of(config, variant)
     if recipe.input.sampling != "device":
         raise InputError(f"--variant {variant}: input.sampling is {recipe.input.sampling}; wanted device")
     faces = load_split(recipe.data, "train")

@@ -52,16 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(config: Path, variant: str, out: Path | None) -> int:
     import torch
 
-    from bench.config import load_experiment
+    from bench.gpu_check.variant import recipe_of
     from bench.result import write_record
     from pose.data.source import load_split
 
-    if not torch.cuda.is_available():
-        raise InputError("no CUDA GPU here: there is nothing to profile")
-    recipes = load_experiment(config)[1]
-    if variant not in recipes:
-        raise InputError(f"--variant {variant}: {config} has {', '.join(recipes)}")
-    recipe = recipes[variant]
+    recipe = recipe_of(config, variant)
     device = torch.device("cuda", torch.cuda.current_device())
     trace = profile(recipe, load_split(recipe.data, "train"), device)
     found = summed(trace, STEPS, variant, recipe.train.batch_size, torch.cuda.get_device_name())

@@ -23,10 +23,12 @@ from bench.gpu_check.crop_speed import JUDGED, calls_of
 from bench.gpu_check.merge import merged
 from bench.gpu_check.result import GPU_CHECK, Crops, CropSpeed, GpuCheck, Ledger, MemoryCheck, Numerics
 from bench.gpu_check.tasks import Task
+from bench.gpu_check.variant import recipe_of
 from bench.kernels import clock
 from bench.kernels.clock import Effort
 from bench.kernels.result import Check, judged
 from bench.result import Milestone, read_record, write_record
+from bench.validate import problems_of
 from pose.data.wflw import load_wflw
 from pose.distributed import Ranks
 from pose.errors import InputError
@@ -188,6 +190,13 @@ def test_each_parts_program_takes_its_arguments_and_says_that_there_is_no_gpu(tm
     assert "unrecognized" not in ended.stderr
     assert ended.stderr.startswith("error: ")
     assert "GPU" in ended.stderr
+
+
+def test_a_variant_that_is_not_there_is_told_beside_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(InputError, match=r"--variant fast: .*gpu_throughput\.yaml has loader, eager, graph"):
+        recipe_of(tasks.THROUGHPUT_CONFIG, "fast")
+    assert recipe_of(tasks.THROUGHPUT_CONFIG, tasks.FAST).input.pixel_bytes == 4
 
 
 def _outside() -> dict[str, str]:
@@ -611,6 +620,7 @@ def test_one_file_holds_every_sample_and_can_be_judged_anywhere(tmp_path: Path) 
     paired(out / "parity", [0.01, -0.01])
     whole = merged(out)
     assert read_record(out / GPU_CHECK, GpuCheck) == whole
+    assert problems_of(out / GPU_CHECK) == []
     assert len(whole.throughput) == 10
     assert len(whole.throughput[0].training.seconds) == 10
     assert [one.variant for one in whole.parity] == ["reference", "reference", "fast", "fast"]
