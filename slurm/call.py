@@ -16,6 +16,7 @@ from typing import Any
 
 from slurm import marks
 from slurm.client import output
+from slurm.leave import leave
 
 STOPPED = 75  # exit code of a function that was asked to stop, has saved its state and can go on (EX_TEMPFAIL)
 ATTEMPT = "JOB_ATTEMPT"  # environment variable: 0, and one more each time Slurm has put the job back into the queue
@@ -76,10 +77,8 @@ class Call:
             if code == STOPPED:
                 requeue.now()
             marks.end(folder, job.job_id, mark, code, error)
-            if code:  # at once: see `slurm.child`
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
+            if code or job.num_tasks > 1:
+                leave(code)
         return code
 
     def _own_log(self, rank: int) -> Path:

@@ -7,8 +7,10 @@ import os
 import signal
 import sys
 import traceback
+from typing import NoReturn
 
 from slurm.call import call_by_name
+from slurm.leave import leave
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -27,12 +29,8 @@ def _follow_parent(parent: int) -> None:
             sys.exit(128 + signal.SIGTERM)
 
 
-def _rank() -> int:
-    """`main` for one of several ranks. A failure ends it at once.
-
-    The other ranks fail as its connections close. The interpreter closes them up to 0.7 s before its own end (measured
-    with gloo on CPUs), and another rank that is quicker with its own would be taken for the cause.
-    """
+def _rank() -> NoReturn:
+    """`main` for one of several ranks."""
     try:
         code = main()
     except SystemExit:
@@ -40,11 +38,7 @@ def _rank() -> int:
     except BaseException:
         traceback.print_exc()
         code = 1
-    if code:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+    leave(code)
 
 
 if __name__ == "__main__":

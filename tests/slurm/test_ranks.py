@@ -16,7 +16,7 @@ from slurm.call import Call
 from slurm.here import run_here
 
 FUNCTIONS = """
-import ctypes, os, signal, subprocess, sys, time
+import atexit, ctypes, os, signal, subprocess, sys, time
 from pathlib import Path
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
@@ -73,6 +73,18 @@ def leave_a_worker_behind(argument):
     Path(argument, f"worker{RANK}").write_text(str(worker.pid))
     return 0
 
+class Untidy:
+    "What is left of it as the interpreter is taken apart aborts the process."
+    def __del__(self):
+        os.abort()
+
+def end_untidily(argument):
+    global left
+    left = Untidy()
+    atexit.register(Path(argument, f"tidied{RANK}").touch)
+    print("done", end="")
+    return 0
+
 def save_when_asked(argument):
     def save(*_):
         time.sleep(0.2)
@@ -115,6 +127,14 @@ def test_ranks_are_told_apart_as_torchrun_does_and_so_is_their_output(functions:
     assert found
     wanted = [f"{label}{rank} {rank} 3 3 127.0.0.1 {found[1]} None" for rank, label in enumerate(LABELS)]
     assert sorted(log.read_text().splitlines()) == sorted([*wanted, *(f"{label}half a line" for label in LABELS)])
+
+
+def test_a_rank_that_is_done_cannot_fail_as_its_process_ends(functions: str, tmp_path: Path) -> None:
+    finished = run_here(Call(f"{functions}:end_untidily", str(tmp_path), tmp_path / "log"), ranks=2)
+    assert (finished.exit_code, finished.signal, finished.tail) == (0, None, "done")
+    assert all((tmp_path / f"tidied{rank}").exists() for rank in (0, 1))
+    alone = run_here(Call(f"{functions}:end_untidily", str(tmp_path), tmp_path / "log"))
+    assert alone.signal == "SIGABRT"  # so the case means something
 
 
 def test_one_rank_alone_knows_nothing_of_the_launcher_around_it(
