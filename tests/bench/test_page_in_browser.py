@@ -55,7 +55,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def full(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Pages with everything that a page can hold: parity of many seeds, scaling, gains, kernels."""
     folder = tmp_path_factory.mktemp("full")
-    kernels = REPOSITORY / "bench/baselines/2026-11-22-kernels-cpu/kernels.json"
+    kernels = REPOSITORY / "bench/baselines/2026-11-25-kernels-cpu/kernels.json"
     names = ("reference", "a_variant_with_quite_a_long_name", "another")
     trained = store(
         folder / "trained",
@@ -196,7 +196,7 @@ def test_a_report_is_printed_as_json_and_csv_too(full: dict[str, Path], capsys: 
 
 
 def test_a_kernel_benchmark_is_printed_as_json_and_csv_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = REPOSITORY / "bench/baselines/2026-11-22-kernels-cpu/kernels.json"
+    source = REPOSITORY / "bench/baselines/2026-11-25-kernels-cpu/kernels.json"
     (tmp_path / "kernels.json").write_bytes(source.read_bytes())
     assert main([str(tmp_path), "--format", "json"]) == 0
     count = len(json.loads(capsys.readouterr().out)["measurements"])
