@@ -24,6 +24,7 @@ from pose.errors import InputError
 from slurm.backend import Kind, backend
 from slurm.cluster import Slurm
 from slurm.local import Local
+from slurm.marks import note_cancelled
 from slurm.request import Refused, Request
 from slurm.snapshot import snapshot
 from slurm.states import JobState, Silent
@@ -337,7 +338,10 @@ def cancel(jobs: Iterable[Job]) -> list[str]:
     for folder, group in by_folder.items():
         sent = group[0].submission
         ids = list(dict.fromkeys(job.id for job in group))  # measurements of a block share one
-        ended += backend(sent.cluster).cancel(ids, name=sent.name, folder=folder)
+        cancelled = backend(sent.cluster).cancel(ids, name=sent.name, folder=folder)
+        for one in cancelled:
+            note_cancelled(folder, one)
+        ended += cancelled
     return ended
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import Signals, strsignal
 from typing import Literal
 
-from slurm.marks import Mark, read_marks
+from slurm.marks import Mark, read_marks, was_cancelled
 from slurm.states import GONE, JobState, expanded
 
 Kind = Literal["exception", "signal", "out_of_memory", "timeout", "node_fail", "preempted", "cancelled"]
@@ -36,6 +36,8 @@ class Ending:
 
 def ending(state: JobState, folder: Path, job: str, ranks: int, minutes: int | None = None) -> Ending:
     """How `job`, whose files lie in `folder` and which is no longer alive, ended; it has not done its work."""
+    if state.name == GONE and was_cancelled(folder, job):
+        state = replace(state, name="CANCELLED")
     marks, texts = read_marks(folder, job, ranks), _outputs(folder, job)
     text = "".join(texts.values())
     kind, message = _of_state(state, text, minutes)

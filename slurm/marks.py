@@ -1,4 +1,4 @@
-"""What each rank of a job notes of its own end, for a launcher that may not be there at the time."""
+"""What is noted of a job's end beside its files: by each rank of its own, and by whoever cancels it."""
 
 from __future__ import annotations
 
@@ -43,6 +43,17 @@ def read_marks(folder: Path, job: str, ranks: int) -> list[Mark]:
             found.append(Mark(**json.loads(_path(folder, job, rank).read_bytes())))
     last = max((mark.attempt for mark in found), default=0)
     return [mark for mark in found if mark.attempt == last]
+
+
+def note_cancelled(folder: Path, job: str) -> None:
+    """Note that `job` was ended on request: of one that never began Slurm may soon know nothing, or not yet."""
+    with suppress(OSError):
+        (folder / f"{job}_cancelled").touch()
+
+
+def was_cancelled(folder: Path, job: str) -> bool:
+    """Whether somebody noted that."""
+    return (folder / f"{job}_cancelled").exists()
 
 
 def _path(folder: Path, job: str, rank: int) -> Path:

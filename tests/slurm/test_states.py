@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from bench import dispatch, submissions
 from slurm.ending import ending
 from slurm.marks import begin, end
 from slurm.states import JobState, Silent, Step, states
@@ -105,6 +107,21 @@ def test_a_command_that_hangs_is_not_waited_for(commands: Path, monkeypatch: pyt
 def test_the_reason_of_an_end_is_in_the_states(tmp_path: Path, state: JobState, kind: str, message: str) -> None:
     found = ending(state, tmp_path, "12", ranks=4, minutes=10)
     assert (found.kind, found.message) == (kind, message)
+
+
+def test_a_job_that_was_cancelled_before_it_began_is_so_though_slurm_has_forgotten_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Cluster:
+        def cancel(self, jobs: Sequence[str], *, name: str, folder: Path) -> list[str]:
+            return [job for job in jobs if job != "12_0"]  # which has ended by itself
+
+    monkeypatch.setattr(dispatch, "backend", lambda kind: Cluster())
+    sent = submissions.intent("a", "slurm", ["t0", "t1"], 1, 10, False, (None, None))
+    sent = sent.model_copy(update={"jobs": ["12_0", "12_1"]})
+    assert dispatch.cancel(submissions.everything([(tmp_path, sent)])) == ["12_1"]
+    kinds = [ending(JobState("GONE"), tmp_path, job, ranks=1).kind for job in ("12_0", "12_1")]
+    assert kinds == ["exception", "cancelled"]
 
 
 def test_the_rank_that_failed_first_is_told_with_its_traceback(tmp_path: Path) -> None:
