@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import signal
@@ -70,7 +71,22 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         code = 130
     finally:
         signal.signal(signal.SIGTERM, before)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        _leave(code)
     sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End one of several ranks without taking the interpreter apart.
+
+    A thread of gloo's that wants the interpreter's lock meanwhile is ended in a way that aborts the process
+    ("terminate called without an active exception", now and then on a busy machine): a rank that has done all its work
+    would be taken for one that failed. What was registered to be done at the end is done.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

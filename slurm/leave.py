@@ -13,8 +13,9 @@ def leave(code: int) -> NoReturn:
 
     The interpreter is not taken apart. It would close a failed rank's connections up to 0.7 s before its own end
     (measured with gloo on CPUs), and another rank that is quicker with its own would be taken for the cause. And a
-    thread of gloo's that outlives its owner aborts a process that has done all its work ("terminate called without an
-    active exception", seen now and then on a busy machine), which costs the ranks that still work.
+    thread of gloo's that wants the interpreter's lock meanwhile is ended in a way that aborts the process ("terminate
+    called without an active exception", now and then on a busy machine): that rank had done all its work, and the
+    others, which still work, would be taken down for it.
     What was registered to be done at the end of a process that ends well is done.
     """
     if code == 0:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -118,7 +120,7 @@ def environments(count: int, environment: Mapping[str, str]) -> Iterator[dict[st
     if count == 1:
         yield common
         return
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     common |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     for rank in range(count):
         yield {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -145,7 +147,14 @@ def labelled(write: Callable[[bytes], object], rank: int) -> Callable[[bytes], o
     return lambda line: write(label + line.rstrip(b"\n") + b"\n")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port() -> int:
+    """A port of this machine that nobody has now.
+
+    Below those that the system hands out to connections (32768 and more on Linux): one of these may be another
+    process's by the time it is used.
+    """
+    for port in secrets.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(errno.EADDRINUSE, "a hundred ports between 20000 and 32000 are in use")

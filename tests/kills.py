@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import torch
 from conftest import REPOSITORY, shell_environment, tiny_recipe, write_yaml
 
 from pose.checkpoint import load_checkpoint
+from slurm.ranks import free_port
 
 SECONDS = 120  # for a run to end, or to get anywhere
 WAITS = 5  # for the other ranks to end by themselves: they do where they were connected
@@ -67,10 +67,7 @@ def killed(recipe: Path, out: Path, ranks: int, rng: np.random.Generator) -> boo
 def start(recipe: Path, out: Path, ranks: int) -> list[subprocess.Popen[bytes]]:
     environment = {**shell_environment(), "OMP_NUM_THREADS": "1"}
     if ranks > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        environment |= {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        environment |= {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     out.mkdir(exist_ok=True)
     with (out / "log").open("ab") as log:
         return [

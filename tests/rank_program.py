@@ -17,6 +17,7 @@ from pose.distributed import joined
 from pose.evaluator import Evaluator
 from pose.recipe import Recipe
 from pose.trainer import Interrupted, Look, train
+from slurm.leave import leave
 
 
 def main() -> None:
@@ -55,3 +56,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

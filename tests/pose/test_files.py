@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 
 from pose.errors import InputError, refuse, run_command
 from pose.files import link, remove_leftovers, replacing, writable_folder, write_atomically
@@ -76,6 +80,37 @@ def test_a_command_ends_without_a_traceback(
         run_command(main)
     assert ended.value.code == code
     assert capsys.readouterr().err == printed
+
+
+UNTIDY = """
+import atexit, os
+from pose.errors import InputError, run_command
+
+class Untidy:
+    def __del__(self):
+        os.abort()  # as the interpreter is taken apart
+
+def main():
+    global left
+    left = Untidy()
+    atexit.register(print, "tidied")
+    if CODE:
+        raise InputError("x.yaml: bad")
+    return 0
+
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_a_rank_ends_with_its_code_whatever_its_process_would_still_do(code: int) -> None:
+    line = [sys.executable, "-c", UNTIDY.replace("CODE", str(code))]
+    for ranks, wanted in (("2", code), ("1", -signal.SIGABRT)):
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "WORLD_SIZE": ranks}
+        ended = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+        assert ended.returncode == wanted
+        assert ended.stdout == "tidied\n"
+        assert ended.stderr.startswith("error: x.yaml: bad\n" if code else "")
 
 
 def test_a_bug_keeps_its_traceback() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,22 +16,20 @@ import torch
 from conftest import REPOSITORY, shell_environment, tiny_recipe, write_yaml
 
 from pose.checkpoint import load_checkpoint
+from slurm.ranks import free_port
 
 SECONDS = 120
 
 
 def start(world_size: int, *command: object) -> list[subprocess.CompletedProcess[str]]:
     """Run `command` once for each rank, with torchrun's variables, and wait."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     common = {
         **shell_environment(),
         "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")]),
         "OMP_NUM_THREADS": "1",
         "WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
     }
     ranks = [
         subprocess.Popen(
