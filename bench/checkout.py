@@ -8,6 +8,7 @@ from pathlib import Path
 from slurm.snapshot import recorded_commit
 
 CODE = Path(__file__).resolve().parents[1]  # the folder of the four packages
+PACKAGES = ("bench", "kernels", "pose", "slurm")
 
 
 def checkout(root: Path) -> tuple[str | None, bool | None]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench import caches, submissions
 from bench.block import block_call
-from bench.checkout import CODE, checkout
+from bench.checkout import CODE, PACKAGES, checkout
 from bench.experiment import TRIALS
 from bench.launch import finished_result, in_short, prepared_call, terminated_like_interrupted
 from bench.outcome import NOT_ITS_FAULT, failure_of
@@ -29,7 +29,6 @@ from slurm.request import Refused, Request
 from slurm.snapshot import snapshot
 from slurm.states import JobState, Silent
 
-PACKAGES = ("bench", "kernels", "pose", "slurm")
 RESUBMISSIONS = 3  # of a trial whose nodes were taken away, by one launcher
 SETTLE_SECONDS = 5.0  # between a job's end and the verdict on it: its last files may be on their way from another node
 POLL_SECONDS = (1.0, 15.0)  # from the first look to the last of a long wait

@@ -24,14 +24,13 @@ _REASONS: dict[State, str] = {
 
 def identity() -> dict[str, str | None]:
     """What all parts of a check have in common: the code, the kind of GPU, and the software that drives it."""
-    from bench.checkout import CODE
+    from bench.checkout import CODE, PACKAGES
     from bench.environment import environment
     from slurm.snapshot import content_digest
 
     here = environment()
-    packages = [CODE / name for name in ("bench", "kernels", "pose", "slurm")]
     return {
-        "code": content_digest(packages)[:16],
+        "code": content_digest([CODE / package for package in PACKAGES])[:16],
         "gpu": here.gpu,
         "driver": here.driver,
         "cuda": here.cuda,

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -22,21 +22,13 @@ GRACE_SECONDS = 15.0  # from the request to stop on
 Identity = Mapping[str, str | None]
 
 
-def run(
-    wanted: Sequence[Task],
-    tasks: Sequence[Task],
-    out: Path,
-    identity: Identity,
-    limit: float,
-    *,
-    now: Callable[[], float] = time.monotonic,
-) -> Ledger:
+def run(wanted: Sequence[Task], tasks: Sequence[Task], out: Path, identity: Identity, limit: float) -> Ledger:
     """Run what is not done of `wanted`, for `limit` seconds at most; what failed before comes last.
 
     The ledger lists all `tasks`, and is written after each. identity: of the code and the machine. Raises `InputError`
     if the folder holds a check of others.
     """
-    begun = now()
+    begun = time.monotonic()
     before = read_ledger(out)
     if before is not None and before.identity != dict(identity):
         other = ", ".join(key for key in identity if before.identity.get(key) != identity[key])
@@ -44,7 +36,7 @@ def run(
     records = {record.name: record for record in before.tasks} if before is not None else {}
     ledger = _write(out, identity, tasks, records)
     for task in _in_turn(wanted, records):
-        left = limit - (now() - begun)
+        left = limit - (time.monotonic() - begun)
         if left < task.needs:
             print(f"{task.name}: left for the next time: {left:.0f} s are left of {limit:.0f}", flush=True)
             continue
